@@ -1,0 +1,1 @@
+"""The theory of state spaces: measures, transition matrices, diagonal forms, discretisation."""

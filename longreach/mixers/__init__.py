@@ -1,0 +1,5 @@
+"""The sequence systems, one file each."""
+
+from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
+
+__all__ = ["OptimHint", "SequenceMixer", "State", "map_state", "select_rows"]

@@ -1,0 +1,84 @@
+"""What is trained: where the batches come from, what the loss is, and how a model is judged.
+
+A task knows nothing of optimisers, devices or processes; the loop in `longreach.training` knows nothing of data.  A batch is
+a pure function of the step, so the position in the data needs no state: a run that resumes at step n asks for batch n.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+ModelFactory = Callable[[int], nn.Module]
+"""Builds the model for a vocabulary (or number of input features) of the given size."""
+
+
+class Batch(NamedTuple):
+    """A part of one step's examples."""
+
+    inputs: Tensor
+    """Tokens `(batch, length)` int64, or features `(batch, length, dim)`."""
+    targets: Tensor
+    """What is to be predicted; -100 where nothing is."""
+
+    @property
+    def weight(self) -> int:
+        """The number of targets that count."""
+        return int((self.targets != -100).sum())
+
+
+class Curve(NamedTuple):
+    """A line of a plot."""
+
+    x_label: str
+    y_label: str
+    x: list[float]
+    y: list[float]
+
+
+class Evaluation(NamedTuple):
+    """How well a model does."""
+
+    metrics: dict[str, float]
+    curves: dict[str, Curve]
+
+
+class Task(ABC):
+    """A source of batches with a loss and a measure of success."""
+
+    objective: str
+    """The metric of `evaluate` that decides which checkpoint is the best; smaller is better unless `maximise`."""
+    maximise: bool = False
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read and cache the data.  Called once in every process before anything else; safe when several do it at once."""
+
+    @abstractmethod
+    def build(self, model: ModelFactory) -> nn.Module:
+        """The model for this task, after `prepare`; raises InputError if the two do not fit each other."""
+
+    @abstractmethod
+    def batch(self, step: int, part: int, parts: int) -> Batch:
+        """The `part`-th of the `parts` equal parts of the examples of `step` (both from 0); the same on every machine."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum, not the mean, of the losses of all targets that count, in nats: a float32 scalar."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Judge the model on held-out data, in eval mode and without gradients."""
+
+    @abstractmethod
+    def describe_loss(self, loss: float) -> dict[str, float]:
+        """A mean training loss in nats per target, in the units that people read (for example bits per byte)."""
+
+    @abstractmethod
+    def record(self) -> dict[str, object]:
+        """What was read, for the run's record: counts, bytes, digests; plain JSON values."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027 (optional)
+        """Write what a trained model needs beside its weights, such as a tokenizer, into the run's folder."""
