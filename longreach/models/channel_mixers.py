@@ -1,0 +1,71 @@
+"""Maps that act on every position by itself: the other half of a block, shared by all sequence mixers.
+
+    MLP    down(act(up(x)))                      Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+    GLU    a * sigmoid(g), (a, g) = W gelu(x)    the output stage of S4, S4D, DSS and Liquid-S4 (state-spaces/s4)
+
+Axes: ... any leading axes, d model width.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class MLP(nn.Module):
+    """Two linear maps with a nonlinearity between them, as in the Transformer.
+
+    Args:
+        d_model: width of input and output.
+        expand: width of the inner layer in multiples of `d_model`.
+        activation: the nonlinearity; `gelu_tanh` is the approximation that GPT-2, H3 and Hyena were trained with.
+        dropout: probability of dropping an inner activation.
+    """
+
+    def __init__(
+        self, d_model: int, *, expand: float = 4.0, activation: Activation = "gelu", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner = round(expand * d_model)
+        self.up = nn.Linear(d_model, inner)
+        self.down = nn.Linear(inner, d_model)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Widen, bend, narrow: 4 d^2 expand operations a position."""
+        return self.down(self.dropout(ACTIVATIONS[self.activation](self.up(x))))
+
+
+class GLU(nn.Module):
+    """GELU, then a gated linear map.
+
+    Args:
+        d_model: width of input and output.
+        dropout: probability of dropping a channel between the GELU and the linear map.
+    """
+
+    def __init__(self, d_model: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(d_model, 2 * d_model)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """First half of the linear map, gated by the sigmoid of the second: 4 d^2 operations a position."""
+        return F.glu(self.linear(self.dropout(F.gelu(x))))

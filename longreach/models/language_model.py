@@ -1,0 +1,139 @@
+"""A language model around any backbone: embed tokens, mix, predict the next token.
+
+    h = backbone(E[tokens]),   logits = h W^T,   W = E if tied
+
+The views are those of the mixers (see longreach.mixers.base).  Training and scoring never hold the logits of a whole
+sequence: `token_losses` and `score` fuse the last projection with the loss (longreach.ops.cross_entropy).
+
+Axes: b batch, l length, d model width, v vocabulary.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longreach.errors import InputError
+from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.models.backbone import Backbone, BackboneState
+
+
+class LanguageModel(nn.Module):
+    """Predicts every token from those before it (or, with a bidirectional backbone, every masked one from all others).
+
+    Args:
+        vocab_size: number of tokens.
+        backbone: the stack of mixers.
+        tied: use the embedding as the output projection too.
+        dropout: probability of dropping a channel of an embedding.
+        init_std: standard deviation of embeddings and linear maps at the start, 0.02 as in GPT-2; linear maps that
+            end a residual branch get `init_std / sqrt(2 n_layers)`.  Mixers keep their own initialisation elsewhere.
+    """
+
+    def __init__(
+        self, vocab_size: int, backbone: Backbone, *, tied: bool = True, dropout: float = 0.0, init_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.backbone = backbone
+        self.embedding = nn.Embedding(vocab_size, backbone.d_model)
+        self.head = None if tied else nn.Linear(backbone.d_model, vocab_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self._initialise(init_std)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that every mixer can read, or None where there is no limit."""
+        return self.backbone.max_length
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model can generate."""
+        return self.backbone.causal
+
+    def forward(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l v"]:
+        """The logits of the token after every position."""
+        return F.linear(self.backbone(self._embed(tokens), mask), self._output_weight())
+
+    def token_losses(
+        self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l"]:
+        """The cross-entropy of every target in nats, float32; 0 where the target is -100."""
+        return self._losses(self.backbone(self._embed(tokens), mask), targets)
+
+    def init_state(self, batch_size: int) -> BackboneState:
+        """The state before the first token."""
+        return self.backbone.init_state(batch_size)
+
+    def step(self, token: Int[Tensor, " b"], state: BackboneState) -> tuple[Float[Tensor, "b v"], BackboneState]:
+        """Read one token; the logits of the next."""
+        hidden, state = self.backbone.step(self._embed(token), state)
+        return F.linear(hidden, self._output_weight()), state
+
+    def prefill(
+        self, tokens: Int[Tensor, "b l"], state: BackboneState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l v"], BackboneState]:
+        """Read a chunk; the logits after every one of its positions."""
+        hidden, state = self.backbone.prefill(self._embed(tokens), state, mask)
+        return F.linear(hidden, self._output_weight()), state
+
+    def read(
+        self, tokens: Int[Tensor, "b l"], state: BackboneState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b v"], BackboneState]:
+        """Read a chunk; the logits after its last position only, as a long prompt needs."""
+        hidden, state = self.backbone.prefill(self._embed(tokens), state, mask)
+        return F.linear(hidden[:, -1], self._output_weight()), state
+
+    def score(
+        self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], state: BackboneState
+    ) -> tuple[Float[Tensor, "b l"], BackboneState]:
+        """Read a chunk; the cross-entropy of every target, as `token_losses`, with all that `state` holds as context."""
+        hidden, state = self.backbone.prefill(self._embed(tokens), state)
+        return self._losses(hidden, targets), state
+
+    def optim_hints(self) -> dict[str, OptimHint]:
+        """Parameter name -> how the optimiser should treat it, for those that a mixer declares special."""
+        return {
+            f"{prefix}.{name}": hint
+            for prefix, module in self.named_modules()
+            if isinstance(module, SequenceMixer)
+            for name, hint in module.optim_hints.items()
+        }
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if not tokens.is_cuda and tokens.numel():  # on a GPU the look would wait for the device, which checks anyway
+            low, high = torch.aminmax(tokens)
+            if low < 0 or high >= self.vocab_size:
+                wrong = int(low if low < 0 else high)
+                raise InputError(
+                    f"token {wrong} is outside the model's vocabulary of {self.vocab_size} (0 to {self.vocab_size - 1}); "
+                    "encode the text with the tokenizer that the model was trained with"
+                )
+        return self.dropout(self.embedding(tokens))
+
+    def _output_weight(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = F.linear(hidden, self._output_weight()).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+    def _initialise(self, std: float) -> None:
+        nn.init.normal_(self.embedding.weight, std=std)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+        branch_std = std / math.sqrt(2 * len(self.backbone.blocks))
+        for block in self.backbone.blocks:
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear) and not _keeps_initialisation(block, name):
+                    ends_branch = name.rpartition(".")[2] in ("out", "down")
+                    nn.init.normal_(module.weight, std=branch_std if ends_branch else std)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+
+
+def _keeps_initialisation(block: nn.Module, name: str) -> bool:
+    """Only the projections of a mixer itself are ordinary linear maps; those inside its parts (a filter) are not."""
+    return name.startswith("mixer.") and name.count(".") > 1
