@@ -89,7 +89,7 @@ class LanguageModel(nn.Module):
     def score(
         self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], state: BackboneState
     ) -> tuple[Float[Tensor, "b l"], BackboneState]:
-        """Read a chunk; the cross-entropy of every target, as `token_losses`, with all that `state` holds as context."""
+        """Read a chunk; the cross-entropy of every target in nats, with all that `state` holds as context."""
         hidden, state = self.backbone.prefill(self._embed(tokens), state)
         return self._losses(hidden, targets), state
 
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
             if low < 0 or high >= self.vocab_size:
                 wrong = int(low if low < 0 else high)
                 raise InputError(
-                    f"token {wrong} is outside the model's vocabulary of {self.vocab_size} (0 to {self.vocab_size - 1}); "
+                    f"token {wrong} is outside the vocabulary of {self.vocab_size} tokens, which start at 0; "
                     "encode the text with the tokenizer that the model was trained with"
                 )
         return self.dropout(self.embedding(tokens))

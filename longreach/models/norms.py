@@ -23,12 +23,14 @@ class BatchNorm(nn.BatchNorm1d):
     of independent rows holds; in evaluation mode it is a fixed affine map and all of them do.
     """
 
-    def forward(self, x: Float[Tensor, "b *l d"], mask: Bool[Tensor, "b *l"] | None = None) -> Float[Tensor, "b *l d"]:
+    def forward(
+        self, input: Float[Tensor, "b *l d"], mask: Bool[Tensor, "b *l"] | None = None
+    ) -> Float[Tensor, "b *l d"]:
         """Normalise every channel over all positions where `mask` is True."""
         if mask is None or not self.training:
-            return super().forward(x.flatten(0, -2)).view_as(x)
-        normed = x.clone()
-        normed[mask] = super().forward(x[mask]).to(x.dtype)
+            return super().forward(input.flatten(0, -2)).view_as(input)
+        normed = input.clone()
+        normed[mask] = super().forward(input[mask]).to(input.dtype)
         return normed
 
 

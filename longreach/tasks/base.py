@@ -1,7 +1,8 @@
 """What is trained: where the batches come from, what the loss is, and how a model is judged.
 
-A task knows nothing of optimisers, devices or processes; the loop in `longreach.training` knows nothing of data.  A batch is
-a pure function of the step, so the position in the data needs no state: a run that resumes at step n asks for batch n.
+A task knows nothing of optimisers, devices or processes; the loop in `longreach.training` knows nothing of data.
+A batch is a pure function of the step, so the position in the data needs no state: a run that resumes at step n asks
+for batch n.
 """
 
 from abc import ABC, abstractmethod
@@ -54,7 +55,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read and cache the data.  Called once in every process before anything else; safe when several do it at once."""
+        """Read and cache the data.  Called first, in every process; safe when several do it at once."""
 
     @abstractmethod
     def build(self, model: ModelFactory) -> nn.Module:
@@ -62,7 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, step: int, part: int, parts: int) -> Batch:
-        """The `part`-th of the `parts` equal parts of the examples of `step` (both from 0); the same on every machine."""
+        """The `part`-th (from 0) of the `parts` equal parts of the examples of `step`; the same on every machine."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
