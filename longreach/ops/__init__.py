@@ -1,5 +1,25 @@
 """Numerical operations on tensors: no parameters, no modules, no knowledge of any model."""
 
 from longreach.ops.backend import OPS, BackendError, use_backend
+from longreach.ops.linear_scan import linear_scan
+from longreach.ops.long_conv import long_conv, low_pass
+from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
+from longreach.ops.short_conv import short_conv, short_conv_tail
+from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
-__all__ = ["OPS", "BackendError", "use_backend"]
+__all__ = [
+    "OPS",
+    "BackendError",
+    "OnlineConvState",
+    "init_online_conv",
+    "linear_scan",
+    "long_conv",
+    "low_pass",
+    "online_conv_prefill",
+    "online_conv_step",
+    "short_conv",
+    "short_conv_tail",
+    "use_backend",
+    "vandermonde",
+    "vandermonde_adjoint",
+]

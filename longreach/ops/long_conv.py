@@ -1,0 +1,118 @@
+"""Convolution with a filter as long as the sequence, the parallel view of every time-invariant mixer.
+
+    y_t = gate_after_t * (sum_j kernel_j v_{t-j}  +  sum_j reverse_kernel_j v_{t+j+reverse_lag}  +  skip v_t)
+    v_t = gate_before_t * u_t
+
+Time is linear (what lies outside of 0 .. l-1 is zero) or circular with a given period.  Two conventions are published
+for the filter that looks into the future: it starts one step ahead (`reverse_lag` 1: S4, LongConv, M2) or at the present,
+which both filters then see (`reverse_lag` 0: safari, H3).
+
+Hyena (https://arxiv.org/abs/2302.10866) and FlashFFTConv (https://arxiv.org/abs/2311.05908) are built on this operator.
+
+Axes: b batch, d channels (each with its own filter), l length, k and k2 numbers of taps.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from longreach.errors import InputError
+from longreach.ops.backend import op
+
+
+def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
+    """The matrix kernel[lag], zero where there is no such tap."""
+    inside = (lag >= 0) & (lag < kernel.shape[-1])
+    return pad(kernel, (0, 1))[:, torch.where(inside, lag, kernel.shape[-1])]
+
+
+def _check(u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, reverse_lag: int, period: int | None) -> None:
+    filters = [kernel] if reverse_kernel is None else [kernel, reverse_kernel]
+    if any(f.shape[0] != u.shape[1] for f in filters):
+        raise InputError(
+            f"u has shape {tuple(u.shape)}: a kernel of shape ({u.shape[1]}, taps) fits, got {[tuple(f.shape) for f in filters]}"
+        )
+    if reverse_lag not in (0, 1):
+        raise InputError(f"reverse_lag={reverse_lag}: the reverse kernel starts at lag 0 or at lag 1")
+    if period is not None and period < u.shape[-1]:
+        raise InputError(f"period={period} is shorter than the length {u.shape[-1]} of u; use at least the length")
+
+
+@op
+def long_conv(
+    u: Float[Tensor, "b d l"],
+    kernel: Float[Tensor, "d k"],
+    *,
+    reverse_kernel: Float[Tensor, "d k2"] | None = None,
+    reverse_lag: int = 1,
+    skip: Float[Tensor, " d"] | None = None,
+    gate_before: Float[Tensor, "b d l"] | None = None,
+    gate_after: Float[Tensor, "b d l"] | None = None,
+    period: int | None = None,
+) -> Float[Tensor, "b d l"]:
+    """Filter every channel of `u` with its own kernels.  The definition costs O(l^2), computed in float32 or wider."""
+    _check(u, kernel, reverse_kernel, reverse_lag, period)
+    wide = torch.promote_types(u.dtype, torch.float32)
+    v = u.to(wide) if gate_before is None else gate_before.to(wide) * u.to(wide)
+    position = torch.arange(u.shape[-1], device=u.device)
+    lag = position[:, None] - position  # (l, l)
+    taps = max(kernel.shape[-1], 0 if reverse_kernel is None else reverse_kernel.shape[-1] + reverse_lag)
+    turns = 0 if period is None else (u.shape[-1] + taps) // period + 1
+    matrix = torch.zeros_like(lag, dtype=wide).expand(u.shape[1], -1, -1)
+    for turn in range(-turns, turns + 1):
+        shift = 0 if period is None else turn * period
+        matrix = matrix + _toeplitz(kernel.to(wide), lag + shift)
+        if reverse_kernel is not None:
+            matrix = matrix + _toeplitz(reverse_kernel.to(wide), shift - lag - reverse_lag)
+    y = torch.einsum("dtj,bdj->bdt", matrix, v)
+    if skip is not None:
+        y = y + skip.to(wide)[:, None] * v
+    return (y if gate_after is None else gate_after.to(wide) * y).to(u.dtype)
+
+
+@long_conv.backend("fft")
+def _fft(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> Tensor:
+    """O(l log l): the circular product of a size at which nothing wraps around, or of the period that is asked for."""
+    _check(u, kernel, reverse_kernel, reverse_lag, period)
+    wide = torch.promote_types(u.dtype, torch.float32)
+    length = u.shape[-1]
+    n = period
+    if period is None:
+        kernel = kernel[:, :length]
+        reverse_kernel = None if reverse_kernel is None else reverse_kernel[:, : max(length - reverse_lag, 0)]
+        n = 2 * length
+    v = u.to(wide) if gate_before is None else gate_before.to(wide) * u.to(wide)
+    circular = _fold(kernel.to(wide), n)
+    if reverse_kernel is not None:
+        circular = circular + _fold(reverse_kernel.to(wide), n).flip(-1).roll(1 - reverse_lag, -1)
+    y = torch.fft.irfft(torch.fft.rfft(v, n=n) * torch.fft.rfft(circular), n=n)[..., :length]
+    if skip is not None:
+        y = y + skip.to(wide)[:, None] * v
+    return (y if gate_after is None else gate_after.to(wide) * y).to(u.dtype)
+
+
+def _fold(kernel: Tensor, period: int) -> Tensor:
+    """Taps that lie whole periods apart, added up."""
+    return pad(kernel, (0, -kernel.shape[-1] % period)).unflatten(-1, (-1, period)).sum(-2)
+
+
+def low_pass(kernel: Float[Tensor, "d k"], length: int, keep: int) -> Float[Tensor, "d {2*length}"]:
+    """The kernel without its high frequencies: bins >= `keep` of its spectrum of size 2 * length are set to zero.
+
+    This is the frequency-sparse convolution of FlashFFTConv; the result has 2 * length taps, to be used with
+    `long_conv(..., period=2 * length)`, and it is no longer causal.
+    """
+    spectrum = torch.fft.rfft(kernel, n=2 * length)
+    kept = torch.arange(length + 1, device=kernel.device) < keep
+    return torch.fft.irfft(spectrum * kept, n=2 * length)
