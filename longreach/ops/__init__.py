@@ -1,22 +1,28 @@
 """Numerical operations on tensors: no parameters, no modules, no knowledge of any model."""
 
+from longreach.ops.attention import attention
+from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
+from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
 __all__ = [
     "OPS",
+    "AttentionMask",
     "BackendError",
     "OnlineConvState",
+    "attention",
     "init_online_conv",
     "linear_scan",
     "long_conv",
     "low_pass",
     "online_conv_prefill",
     "online_conv_step",
+    "rotary",
     "short_conv",
     "short_conv_tail",
     "use_backend",

@@ -1,0 +1,133 @@
+"""Softmax attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), exact.
+
+    score_ij  = softcap tanh(scale q_i . k_j / softcap) - slope |p_i - s_j| + bias_ij        where i may see j
+    weight_ij = exp(score_ij) / sum_j exp(score_ij)                                         each kept or dropped
+    y_i       = sum_j weight_ij v_j
+
+`softcap` bounds the scores (Gemma 2, https://arxiv.org/abs/2408.00118), `slope` is the penalty on distance of ALiBi
+(https://arxiv.org/abs/2108.12409), one per head.  A query that may see nothing gets zero.
+
+Axes: b batch, h query heads, g key-value heads (g divides h; each serves h / g neighbours), l queries, m keys,
+e query and key width, f value width.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from longreach.errors import InputError
+from longreach.ops.attention_dropout import kept_weights
+from longreach.ops.attention_mask import NO_MASK, AttentionMask
+from longreach.ops.backend import op
+
+
+@op
+def attention(
+    query: Float[Tensor, "b h l e"],
+    key: Float[Tensor, "b g m e"],
+    value: Float[Tensor, "b g m f"],
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Float[Tensor, " h"] | None = None,
+    bias: Float[Tensor, "#b #h #l #m"] | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Int[Tensor, ""] | None = None,
+) -> Float[Tensor, "b h l f"]:
+    """Attend from every query to the keys that `mask` lets it see.  O(l m) time.
+
+    `scale` defaults to e^-1/2.  `bias` may hold -inf and may be trained.  Which weights are dropped is a function of
+    `dropout_seed` and of their indices, the same on every backend.
+    The reference, which this is, needs O(l m) memory and can be differentiated any number of times.
+    """
+    _check(query, key, mask, dropout, dropout_seed)
+    located = mask.located(query.shape[2], key.shape[2], query.device)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes[:, None, None] * located.distance().abs()[:, None]
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~located.allowed()[:, None], -torch.inf)
+    blind = (scores == -torch.inf).all(-1, keepdim=True)
+    weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+    if dropout_seed is not None:
+        kept = kept_weights(dropout_seed, dropout, scores.shape, slice(None), slice(None))
+        weights = weights * kept / (1 - dropout)
+    return weights.to(value.dtype) @ value
+
+
+def _check(query: Tensor, key: Tensor, mask: AttentionMask, dropout: float, dropout_seed: Tensor | None) -> None:
+    """Raise InputError for arguments that no backend can make sense of."""
+    mask.check()
+    if query.shape[1] % key.shape[1]:
+        raise InputError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key-value heads evenly")
+    if not 0.0 <= dropout < 1.0:
+        raise InputError(f"dropout={dropout} must be at least 0 and below 1")
+    if dropout > 0.0 and dropout_seed is None:
+        raise InputError(f"dropout={dropout} needs dropout_seed, an integer tensor without axes, new in every call")
+
+
+def _sdpa_refuses(
+    query,
+    key,
+    value,
+    mask=NO_MASK,
+    *,
+    scale=None,
+    softcap=None,
+    alibi_slopes=None,
+    bias=None,
+    dropout=0.0,
+    dropout_seed=None,
+) -> str | None:
+    """Why torch cannot do this exactly and in linear memory."""
+    reasons = {
+        "softcap": softcap is not None,
+        "ALiBi": alibi_slopes is not None,
+        "dropout in linear memory": dropout > 0.0,
+        "a sliding window": mask.window is not None,
+        "packed segments": mask.query_segment is not None,
+        "given positions": mask.query_position is not None,
+        "a trainable bias in linear memory": bias is not None and bias.requires_grad,
+        "values wider or narrower than keys in linear memory": value.shape[-1] != query.shape[-1],
+        "causal attention aligned at the last position": mask.causal and query.shape[2] not in (1, key.shape[2]),
+        "causal attention with padding or a bias in linear memory": mask.causal
+        and query.shape[2] > 1
+        and (mask.key_mask is not None or bias is not None),
+    }
+    return next((f"torch has no {name}" for name, needed in reasons.items() if needed), None)
+
+
+@attention.backend("sdpa", refuses=_sdpa_refuses)
+def _sdpa(
+    query,
+    key,
+    value,
+    mask=NO_MASK,
+    *,
+    scale=None,
+    softcap=None,
+    alibi_slopes=None,
+    bias=None,
+    dropout=0.0,
+    dropout_seed=None,
+) -> Tensor:
+    """The fused kernel that torch brings (FlashAttention on GPUs, tiles on CPUs)."""
+    _check(query, key, mask, dropout, dropout_seed)
+    extra = bias
+    if mask.key_mask is not None:
+        extra = torch.zeros_like(mask.key_mask, dtype=query.dtype).masked_fill(~mask.key_mask, -torch.inf)[
+            :, None, None
+        ]
+        extra = extra if bias is None else extra + bias
+    causal = mask.causal and query.shape[2] > 1
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=extra, is_causal=causal, scale=scale, enable_gqa=grouped
+    )

@@ -1,0 +1,145 @@
+"""The memory of attention while it decodes: keys and values of every position so far, appended to without copying them.
+
+The cache is a value: nothing in it is ever changed, and an older cache stays usable next to its successors, with which
+it shares almost everything.  It is structured like a binary counter.  The newest positions, fewer than TAIL, are the
+tail, which each step copies; whenever it is full it becomes a block, and blocks of equal size are joined, so that the
+sizes of blocks are the binary digits of the length: O(log length) blocks, and each position is copied O(log length)
+times in all.  With a sliding window blocks stop growing at a quarter of it, and one that has left it is dropped.
+
+The shape of a cache depends only on how many positions were appended, not on how they were cut into chunks.
+
+Axes: b batch, g key-value heads, h query heads (a multiple of g), l queries, m keys, e key width, f value width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from longreach.ops.attention_mask import AttentionMask
+
+TAIL = 64
+
+
+class KeyValueBlock(NamedTuple):
+    """Some successive positions."""
+
+    key: Float[Tensor, "b g m e"]
+    value: Float[Tensor, "b g m f"]
+    position: Int[Tensor, "b m"]
+    """How many real positions came before this one in its row, or -1 for padding, which nobody sees."""
+
+    @property
+    def size(self) -> int:
+        """How many positions there are, padding included."""
+        return self.key.shape[2]
+
+
+class KeyValueCache(NamedTuple):
+    """Everything that later positions may attend to."""
+
+    blocks: tuple[KeyValueBlock, ...]
+    tail: KeyValueBlock
+    count: Int[Tensor, " b"]
+    """How many real positions each row has read, dropped ones included: the position of its next one."""
+
+
+def empty_cache(
+    key: Float[Tensor, "b g 0 e"],
+    value: Float[Tensor, "b g 0 f"],
+) -> KeyValueCache:
+    """A cache that has read nothing; the empty tensors give the sizes, the dtype and the device."""
+    none = torch.zeros(key.shape[0], 0, dtype=torch.int64, device=key.device)
+    return KeyValueCache((), KeyValueBlock(key, value, none), none.sum(1))
+
+
+def next_positions(cache: KeyValueCache, length: int, mask: Bool[Tensor, "b l"] | None = None) -> Int[Tensor, "b l"]:
+    """The positions of the next `length` entries of every row; where `mask` is False there is padding, at -1."""
+    if mask is None:
+        return cache.count[:, None] + torch.arange(length, device=cache.count.device)
+    return torch.where(mask, cache.count[:, None] + mask.cumsum(1) - 1, -1)
+
+
+def append(cache: KeyValueCache, new: KeyValueBlock, window: int | None = None) -> KeyValueCache:
+    """The cache after `new`; amortised O(log length) copies of each position.
+
+    Queries among the new positions see further back than the next one does: attend to `parts` first, then append.
+    """
+    sizes = _block_sizes(sum(part.size for part in parts(cache, new)), window)
+    shared = 0
+    while shared < min(len(sizes), len(cache.blocks)) and cache.blocks[shared].size == sizes[shared]:
+        shared += 1
+    blocks, rest = list(cache.blocks[:shared]), join((*cache.blocks[shared:], cache.tail, new))
+    start = 0
+    for size in sizes[shared:]:
+        blocks.append(_copy(rest, start, start + size))
+        start += size
+    tail = _copy(rest, start, rest.size) if start else rest
+    count = cache.count + (new.position >= 0).sum(1)
+    while window is not None and blocks and bool((blocks[0].position.amax(1) <= count - window).all()):
+        blocks.pop(0)
+    return KeyValueCache(tuple(blocks), tail, count)
+
+
+def parts(cache: KeyValueCache, new: KeyValueBlock) -> tuple[KeyValueBlock, ...]:
+    """The cache and what comes next, oldest first."""
+    return (*cache.blocks, cache.tail, new)
+
+
+def join(blocks: Sequence[KeyValueBlock]) -> KeyValueBlock:
+    """Successive blocks as one; copies them."""
+    key, value, position = zip(*blocks, strict=True)
+    return KeyValueBlock(torch.cat(key, dim=2), torch.cat(value, dim=2), torch.cat(position, dim=1))
+
+
+def attend_to_parts(
+    query: Float[Tensor, "b h l e"],
+    query_position: Int[Tensor, "b l"],
+    parts: Sequence[KeyValueBlock],
+    *,
+    window: int | None = None,
+    alibi_slopes: Float[Tensor, " h"] | None = None,
+) -> Float[Tensor, "b h l f"]:
+    """Causal attention of a few queries to keys that lie in several blocks, without joining them.
+
+    The same as `attention` on the joined blocks.  O(l m) time and memory; the softmax is float32 or wider.
+    """
+    n_groups = parts[0].key.shape[1]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.unflatten(1, (n_groups, -1)) * query.shape[-1] ** -0.5  # (b, g, r, l, e)
+    scores = []
+    for part in parts:
+        rule = AttentionMask(True, window, part.position >= 0, None, None, query_position, part.position)
+        score = torch.einsum("bgrle,bgme->bgrlm", grouped, part.key).to(wide)
+        if alibi_slopes is not None:
+            slopes = alibi_slopes.to(wide).view(n_groups, -1, 1, 1)
+            score = score - slopes * rule.distance()[:, None, None]
+        scores.append(score.masked_fill(~rule.allowed()[:, None, None], -torch.inf))
+    weights = torch.cat(scores, dim=-1)
+    blind = (weights == -torch.inf).all(-1, keepdim=True)
+    weights = weights.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0).to(query.dtype)
+    split = weights.split([part.size for part in parts], dim=-1)
+    values = [torch.einsum("bgrlm,bgmf->bgrlf", w, part.value) for w, part in zip(split, parts, strict=True)]
+    return torch.stack(values).sum(0).flatten(1, 2)
+
+
+def _block_sizes(length: int, window: int | None) -> list[int]:
+    """The sizes of the blocks that hold all of `length` positions but the tail: the binary digits of length / TAIL."""
+    sizes = []
+    if window is not None:
+        largest = TAIL << max(0, (window // (4 * TAIL)).bit_length() - 1)
+        sizes = [largest] * (length // largest)
+        length %= largest
+    count = length // TAIL
+    return sizes + [TAIL << digit for digit in reversed(range(count.bit_length())) if count >> digit & 1]
+
+
+def _copy(block: KeyValueBlock, start: int, stop: int) -> KeyValueBlock:
+    """A part of a block in memory of its own, so that what is dropped later is freed."""
+    return KeyValueBlock(
+        block.key[:, :, start:stop].clone(),
+        block.value[:, :, start:stop].clone(),
+        block.position[:, start:stop].clone(),
+    )
