@@ -1,0 +1,209 @@
+"""Tokenizers that lose nothing: bytes, and byte-level byte-pair encodings from a file or trained on the spot.
+
+Whatever its kind, a tokenizer is a table of what each token stands for, in bytes, so decoding is a look-up, the bytes
+of a token can be counted, and text comes back exactly.  (Only a normaliser changes a text, such as Unicode's NFC, which
+some published tokenizers have.)  On disk every tokenizer is a Hugging Face `tokenizer.json`.
+Byte-pair encoding: https://arxiv.org/abs/1508.07909; on bytes: https://arxiv.org/abs/1909.03341
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int, Integer
+from numpy import ndarray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from longreach.errors import InputError
+
+SEPARATOR = "<|endoftext|>"
+SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<|im_end|>")
+"""Names of the token between documents in published tokenizers, best first."""
+PROBE = " A\tb\n\n  def f(x): # na\u00efve \u6f22\u5b57 \U0001f642 it's 1234\r\n "
+
+
+def _alphabet() -> dict[str, int]:
+    """The printable character that byte-level encodings write for each byte, as GPT-2 fixed it."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+ALPHABET = _alphabet()
+BYTES = [*(bytes([byte]) for byte in range(256)), b""]
+"""The table of the byte tokenizer: every byte, then the separator."""
+
+
+class Tokenizer:
+    """Bytes to tokens and back.  Made by `byte_tokenizer`, `train_bpe` and `load_tokenizer`.
+
+    Args:
+        coder: The Hugging Face tokenizer that does the work.
+        table: The bytes of every token; nothing for the separator and other tokens that are not text.
+        separator: The token that starts every document, so that its first token is predicted like any other.
+    """
+
+    def __init__(self, coder: tokenizers.Tokenizer, table: Sequence[bytes], separator: int) -> None:
+        self.table = table
+        self.vocab_size = len(table)
+        self.separator = separator
+        self.n_bytes: Int[ndarray, " v"] = np.array([len(content) for content in table])
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
+        self.is_bytes = list(table) == BYTES
+        self._coder = coder
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the table.  Two tokenizers with the same fingerprint mean the same by every token."""
+        digest = hashlib.sha256(f"{self.separator}\n".encode())
+        for content in self.table:
+            digest.update(len(content).to_bytes(4, "little") + content)
+        return digest.hexdigest()
+
+    def encode(self, text: bytes) -> Integer[ndarray, " l"]:
+        """The tokens of a text, without separators.
+
+        The byte tokenizer takes any bytes; the others raise InputError unless they are UTF-8.
+        """
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[Integer[ndarray, " l"]]:
+        """The tokens of each of several texts, on all cores."""
+        if self.is_bytes:
+            return [np.frombuffer(text, np.uint8).astype(self.dtype) for text in texts]
+        try:
+            decoded = [text.decode() for text in texts]
+        except UnicodeDecodeError as error:
+            problem = f"the text is not UTF-8 ({error.reason} at byte offset {error.start})"
+            raise InputError(f"{problem}; only the byte tokenizer takes any bytes") from None
+        found = self._coder.encode_batch_fast(decoded, add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in found]
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of some tokens, which need not be whole characters; separators are nothing."""
+        tokens = np.asarray(list(tokens) if not isinstance(tokens, ndarray) else tokens, np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+            worst = tokens.max() if tokens.min() >= 0 else tokens.min()
+            raise InputError(f"token {worst} is not in the vocabulary of this tokenizer, 0 to {self.vocab_size - 1}")
+        return b"".join(self.table[token] for token in tokens.tolist())
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as a Hugging Face `tokenizer.json`."""
+        path.write_text(self._coder.to_str(pretty=True), encoding="utf-8")
+
+
+def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that an option names: "bytes", "bpe:<vocabulary size>" (trained on `texts`), or a file."""
+    if spec == "bytes":
+        return byte_tokenizer()
+    if spec.startswith("bpe:"):
+        return train_bpe(texts, bpe_vocab_size(spec))
+    return load_tokenizer(Path(spec))
+
+
+def bpe_vocab_size(spec: str) -> int:
+    """The number in "bpe:4096"; raises InputError where it is none or too small."""
+    size = spec.removeprefix("bpe:")
+    if not size.isdecimal() or int(size) < 257:
+        raise InputError(
+            f'tokenizer {spec!r}: "bpe:" is followed by a vocabulary size of at least 257, as in "bpe:4096"'
+        )
+    return int(size)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte, with the byte's own number, and 256 as the separator."""
+    coder = _bare_coder(models.BPE(vocab=dict(ALPHABET), merges=[]))
+    coder.add_special_tokens([SEPARATOR])
+    return _from_coder(coder, "bytes")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-pair encoding with up to `vocab_size` tokens: all bytes, the separator, and the most frequent merges."""
+    coder = _bare_coder(models.BPE())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[SEPARATOR], initial_alphabet=alphabet, show_progress=False
+    )
+    coder.train_from_iterator(texts, trainer)
+    return _from_coder(coder, f"bpe:{vocab_size}")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer from a Hugging Face `tokenizer.json`; raises InputError unless text comes back exactly.
+
+    Byte-level encodings pass (GPT-2, GPT-NeoX, Llama 3, Qwen and what this library saves).  Where the file has none of
+    the usual separators, one is added behind its last token.
+    """
+    try:
+        coder = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        remedy = f'tokenizer must be "bytes", "bpe:<vocabulary size>" or a tokenizer.json: {error.strerror}'
+        raise InputError(f"cannot read the tokenizer {str(path)!r}; {remedy}") from None
+    except Exception as error:  # what the tokenizers library raises has no type of its own
+        raise InputError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
+    coder.no_truncation()
+    coder.no_padding()
+    return _from_coder(coder, str(path))
+
+
+def require_match(tokenizer: Tokenizer, path: Path) -> None:
+    """Raise InputError unless the tokenizer saved at `path` (with a checkpoint) means the same by every token."""
+    saved = load_tokenizer(path)
+    if saved.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"the checkpoint's tokenizer {path} ({saved.vocab_size} tokens, {saved.fingerprint[:12]}) is not the one in "
+            f"use ({tokenizer.vocab_size} tokens, {tokenizer.fingerprint[:12]}); set tokenizer to that file"
+        )
+
+
+def file_digest(spec: str) -> str:
+    """What a tokenizer option stands for: itself, with the digest of the file where it names one that can be read."""
+    try:
+        return f"{spec} {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
+    except OSError:
+        return spec
+
+
+def _bare_coder(model: models.BPE) -> tokenizers.Tokenizer:
+    coder = tokenizers.Tokenizer(model)
+    coder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    coder.decoder = decoders.ByteLevel()
+    return coder
+
+
+def _from_coder(coder: tokenizers.Tokenizer, name: str) -> Tokenizer:
+    """Read the table off a Hugging Face tokenizer and check that it loses nothing."""
+    if not _special_tokens(coder).keys() & set(SEPARATORS):
+        coder.add_special_tokens([SEPARATOR])
+    coder.encode_special_tokens = True  # a text that spells a special token gets no power from it
+    special = _special_tokens(coder)
+    plain_added = {token.content for token in coder.get_added_tokens_decoder().values() if not token.special}
+    vocabulary = coder.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for text, token in vocabulary.items():
+        if text in plain_added:
+            table[token] = text.encode()
+        elif text not in special:
+            if not ALPHABET.keys() >= set(text):
+                raise _lossy(name, f"its token {text!r} is not written in the byte-level alphabet")
+            table[token] = bytes(ALPHABET[character] for character in text)
+    separator = next(special[text] for text in SEPARATORS if text in special)
+    tokenizer = Tokenizer(coder, table, separator)
+    returned = tokenizer.decode(tokenizer.encode(PROBE.encode()))
+    if returned != PROBE.encode():
+        raise _lossy(name, f"{PROBE!r} comes back as {returned!r}")
+    return tokenizer
+
+
+def _special_tokens(coder: tokenizers.Tokenizer) -> dict[str, int]:
+    return {token.content: number for number, token in coder.get_added_tokens_decoder().items() if token.special}
+
+
+def _lossy(name: str, why: str) -> InputError:
+    return InputError(
+        f"tokenizer {name} does not give back the text it was given: {why}; use a byte-level one, such as that of "
+        'GPT-2, GPT-NeoX, Llama 3 or Qwen, or "bytes", or "bpe:<vocabulary size>"'
+    )
