@@ -1,1 +1,1 @@
-"""Trained models at work: generation, scoring."""
+"""Using a trained model: writing text, and judging it over whole long documents."""
