@@ -13,21 +13,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
+from numpy import ndarray
 from rich.console import Console
 from rich.progress import Progress
 
 from longreach.errors import InputError
 from longreach.tasks.corpora.sources import Report, Source
 from longreach.tasks.corpora.split import Division, Split
-from longreach.tasks.corpora.tokenizers import Tokenizer, file_digest, make_tokenizer
+from longreach.tasks.corpora.tokenizers import make_tokenizer, tokenizer_identity
 
 TRAINING_BYTES = 1 << 28
 """A tokenizer is trained on about this much text at most."""
-ENCODED_AT_ONCE = 8
-"""Pieces of text that are handed to the tokenizer together, which spreads them over the cores."""
+ENCODED_AT_ONCE = 1 << 21
+"""The tokenizer gets about so many bytes at once, and spreads them over the cores."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,16 @@ class CorpusPlan:
         """A description that is equal for equal plans; what the files contain is not part of it."""
         where = [str(Path(item).absolute()) if item != "stdlib" else item for item in self.source.data]
         reading = [self.source.reading.text_field, self.source.reading.on_bad_line]
-        return json.dumps([where, reading, file_digest(self.tokenizer), asdict(self.split)])
+        return json.dumps([where, reading, tokenizer_identity(self.tokenizer), asdict(self.split)])
+
+
+class _Piece(NamedTuple):
+    """A piece of a document on its way to the tokenizer."""
+
+    part: str
+    name: str | None
+    """The document's name if this is its first piece."""
+    text: bytes
 
 
 class _PartWriter:
@@ -52,24 +63,32 @@ class _PartWriter:
         self.tokens, self.documents, self.names = (
             stack.enter_context((folder / f"{part}.{kind}").open("wb")) for kind in ("tokens", "documents", "names")
         )
-        self.counts = {"documents": 0, "tokens": 0, "bytes": 0}
+        self.n_documents = self.n_tokens = self.n_bytes = 0
+        self._start = self._bytes_before = 0
 
-    def add(self, name: str, pieces: Iterable[bytes], tokenizer: Tokenizer) -> None:
-        """Append one document."""
-        start, size = self.counts["tokens"], 0
-        self._write(np.array([tokenizer.separator], tokenizer.dtype))
-        for group in _grouped(pieces):
-            size += sum(map(len, group))
-            for tokens in tokenizer.encode_all(group):
-                self._write(tokens)
-        self.names.write(name.encode(errors="surrogateescape"))
-        self.documents.write(np.array([start, size, self.names.tell()], "<i8").tobytes())
-        self.counts["documents"] += 1
-        self.counts["bytes"] += size
+    def begin(self, name: str, separator: Integer[ndarray, "1"]) -> None:
+        """Start a document with a separator."""
+        self.end()
+        self._start, self._bytes_before = self.n_tokens, self.n_bytes
+        self.n_documents += 1
+        self.names.write(name.encode())
+        self.add(b"", separator)
 
-    def _write(self, tokens: np.ndarray) -> None:
+    def add(self, text: bytes, tokens: Integer[ndarray, " l"]) -> None:
+        """Append to the document."""
         self.tokens.write(tokens.tobytes())
-        self.counts["tokens"] += len(tokens)
+        self.n_tokens += len(tokens)
+        self.n_bytes += len(text)
+
+    def end(self) -> None:
+        """Note where the last document starts, its bytes, and where its name ends."""
+        if self.n_documents:
+            row = [self._start, self.n_bytes - self._bytes_before, self.names.tell()]
+            self.documents.write(np.array(row, "<i8").tobytes())
+
+    def counts(self) -> dict[str, int]:
+        """What was written, for the record."""
+        return {"documents": self.n_documents, "tokens": self.n_tokens, "bytes": self.n_bytes}
 
 
 def write_corpus(plan: CorpusPlan, folder: Path) -> dict[str, Any]:
@@ -80,17 +99,21 @@ def write_corpus(plan: CorpusPlan, folder: Path) -> dict[str, Any]:
         tokenizer = make_tokenizer(plan.tokenizer, _training_text(plan, division, report, progress))
         tokenizer.save(folder / "tokenizer.json")
         writers = {part: _PartWriter(folder, part, stack) for part in plan.split.parts}
+        separator = np.array([tokenizer.separator], tokenizer.dtype)
         bar = progress.add_task("writing tokens", total=report.size)
-        for document in plan.source.documents(Report()):
-            for part, pieces in division.parts(document):
-                writers[part].add(document.name, pieces, tokenizer)
-            progress.advance(bar, document.size)
-    counts = {part: writer.counts for part, writer in writers.items()}
+        for group in _groups(_pieces(plan, division)):
+            for piece, tokens in zip(group, tokenizer.encode_all([piece.text for piece in group]), strict=True):
+                if piece.name is not None:
+                    writers[piece.part].begin(piece.name, separator)
+                writers[piece.part].add(piece.text, tokens)
+                progress.advance(bar, len(piece.text))
+        for writer in writers.values():
+            writer.end()
+    counts = {part: writer.counts() for part, writer in writers.items()}
     for part, count in counts.items():
         if not count["bytes"]:
-            raise InputError(
-                f"{plan.source.data} holds {report.size} bytes, too little to give the {part} part any; add text"
-            )
+            what = f"{plan.source.data} holds {report.size} bytes of text"
+            raise InputError(f"{what}, too little to give the {part} part any; add text")
     source = {**report.summary(), "copies": n_copies}
     split = {**asdict(plan.split), "rule": division.rule}
     return {"source": source, "split": split, "tokenizer": tokenizer.fingerprint, "parts": counts}
@@ -121,12 +144,25 @@ def _training_text(plan: CorpusPlan, division: Division, report: Report, progres
     progress.remove_task(bar)
 
 
-def _grouped(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
-    group: list[bytes] = []
+def _pieces(plan: CorpusPlan, division: Division) -> Iterator[_Piece]:
+    """All text of the corpus with the part it belongs to."""
+    for document in plan.source.documents(Report()):
+        for part, pieces in division.parts(document):
+            name = document.name
+            for text in pieces:
+                yield _Piece(part, name, text)
+                name = None
+
+
+def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Neighbouring pieces together, up to the size that the tokenizer is given at once."""
+    group: list[_Piece] = []
+    size = 0
     for piece in pieces:
         group.append(piece)
-        if len(group) == ENCODED_AT_ONCE:
+        size += len(piece.text)
+        if size >= ENCODED_AT_ONCE:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group

@@ -62,7 +62,7 @@ class TokenizedPart:
         name_start = 0
         for i, (start, name_end) in enumerate(zip(self.starts, self._name_ends, strict=True)):
             stop = self.starts[i + 1] if i + 1 < len(self.starts) else len(self.tokens)
-            name = self._names[name_start:name_end].tobytes().decode(errors="surrogateescape")
+            name = self._names[name_start:name_end].tobytes().decode()
             yield name, self.tokens[start + 1 : stop]
             name_start = name_end
 

@@ -29,6 +29,9 @@ from longreach.tasks.corpora.sources import Reading, Source
 from longreach.tasks.corpora.split import Split
 from longreach.tasks.corpora.tokenizers import Tokenizer
 
+DEFAULT_SPLIT = Split()
+DEFAULT_READING = Reading()
+
 
 class HeldOutDocument(NamedTuple):
     """A document that was not trained on."""
@@ -37,6 +40,13 @@ class HeldOutDocument(NamedTuple):
     content: bytes
     tokens: Integer[ndarray, " l"]
     """Without the separator that goes before it."""
+
+
+class _Prepared(NamedTuple):
+    """What there is after `prepare`."""
+
+    cache: TokenCache
+    packer: Packer
 
 
 class _Predictor(Protocol):
@@ -67,46 +77,48 @@ class Corpus(Task):
 
     def __init__(
         self,
-        data: str | Path | list[str] = "stdlib",
+        data: list[str] | str | Path = "stdlib",
         tokenizer: str = "bytes",
         context: int = 8192,
         batch_size: int = 8,
         seed: int = 0,
-        split: Split | None = None,
-        reading: Reading | None = None,
+        split: Split = DEFAULT_SPLIT,
+        reading: Reading = DEFAULT_READING,
         curriculum: list[Stage] | None = None,
         evaluation_tokens: int | None = None,
     ) -> None:
         check_sizes(context, batch_size, curriculum or [])
         if evaluation_tokens is not None and evaluation_tokens < 1:
             raise InputError(f"evaluation_tokens = {evaluation_tokens} must be at least 1, or null for all")
-        self.reading = reading or Reading()
-        self.plan = CorpusPlan(Source(data, self.reading), tokenizer, split or Split())
+        self.reading = reading
+        self.plan = CorpusPlan(Source(data, reading), tokenizer, split)
         self.context = context
         self.batch_size = batch_size
         self.seed = seed
         self.curriculum = curriculum or []
         self.evaluation_tokens = evaluation_tokens
-        self._cache: TokenCache | None = None
-        self._packer: Packer | None = None
+        self._prepared: _Prepared | None = None
 
     def prepare(self) -> None:
         """Open the token cache, making it first where it is missing or out of date."""
-        self._cache = open_or_build(self.plan, self.reading.cache or default_cache())
-        train = self._cache.parts["train"].tokens
-        self._packer = Packer(train, self.context, self.batch_size, self.seed, self.curriculum)
+        cache = open_or_build(self.plan, self.reading.cache or default_cache())
+        train = cache.parts["train"].tokens
+        self._prepared = _Prepared(cache, Packer(train, self.context, self.batch_size, self.seed, self.curriculum))
 
     @property
     def cache(self) -> TokenCache:
         """The tokens of all parts, after `prepare`."""
-        if self._cache is None:
-            raise InputError("the corpus is not read yet; call prepare() first")
-        return self._cache
+        return self._ready().cache
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, after `prepare`."""
         return self.cache.tokenizer
+
+    def _ready(self) -> "_Prepared":
+        if self._prepared is None:
+            raise InputError("the corpus is not read yet; call prepare() first")
+        return self._prepared
 
     def build(self, model: ModelFactory) -> nn.Module:
         """The model for this vocabulary; raises InputError unless it predicts tokens over the whole context."""
@@ -126,8 +138,7 @@ class Corpus(Task):
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """Windows of the training text, see `packing`."""
-        _ = self.cache
-        return cast(Packer, self._packer).batch(step, part, parts)
+        return self._ready().packer.batch(step, part, parts)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the targets' losses in nats."""

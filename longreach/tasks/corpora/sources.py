@@ -65,6 +65,10 @@ class Reading:
     on_bad_line: Literal["raise", "skip"] = "raise"
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.on_bad_line not in ("raise", "skip"):
+            raise InputError(f'on_bad_line = {self.on_bad_line!r} must be "raise" or "skip"')
+
 
 @dataclass
 class Report:
@@ -156,7 +160,7 @@ class Source:
             if not os.path.exists(root):
                 raise InputError(f'{root} does not exist; data must be a folder, a file, or "{STDLIB}"')
             if not root.is_dir():
-                found = iter([_File(str(item) if prefix else root.name, root, named=True)])
+                found = iter([_File(_unicode(str(item) if prefix else root.name), root, named=True)])
             elif item == STDLIB:
                 found = (f for f in _walk(root, prefix, NOT_STDLIB, Report()) if f.path.suffix == ".py")
             else:
@@ -173,7 +177,7 @@ def _walk(root: Path, prefix: str, left_out: frozenset[str], report: Report) -> 
     """The files below a folder, each folder's own before those of its folders, in the order of their names."""
 
     def named_in(folder: str) -> str:
-        return prefix + "".join(f"{part}/" for part in Path(folder).relative_to(root).parts)
+        return _unicode(prefix + "".join(f"{part}/" for part in Path(folder).relative_to(root).parts))
 
     for folder, folders, names in os.walk(root, onerror=lambda e: report.skip("unreadable", named_in(e.filename))):
         inside = named_in(folder)
@@ -181,15 +185,21 @@ def _walk(root: Path, prefix: str, left_out: frozenset[str], report: Report) -> 
         for name in sorted(folders + names):
             kept[name.startswith(".") or name in left_out].append(name)
         for name in kept[True]:
-            report.skip("hidden", inside + name)
+            report.skip("hidden", inside + _unicode(name))
         visible = set(kept[False])
         folders[:] = sorted(visible.intersection(folders))
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
-                report.skip("link to a folder", inside + name)
+                report.skip("link to a folder", inside + _unicode(name))
         yield from (
-            _File(inside + name, Path(folder, name), named=False) for name in sorted(visible.intersection(names))
+            _File(inside + _unicode(name), Path(folder, name), named=False)
+            for name in sorted(visible.intersection(names))
         )
+
+
+def _unicode(name: str) -> str:
+    """The name with a substitute for bytes that are not UTF-8, which some file systems allow."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _is_json_lines(path: Path) -> bool:

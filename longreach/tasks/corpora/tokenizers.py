@@ -99,18 +99,25 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
     if spec == "bytes":
         return byte_tokenizer()
     if spec.startswith("bpe:"):
-        return train_bpe(texts, bpe_vocab_size(spec))
+        return train_bpe(texts, int(spec.removeprefix("bpe:")))
     return load_tokenizer(Path(spec))
 
 
-def bpe_vocab_size(spec: str) -> int:
-    """The number in "bpe:4096"; raises InputError where it is none or too small."""
-    size = spec.removeprefix("bpe:")
-    if not size.isdecimal() or int(size) < 257:
-        raise InputError(
-            f'tokenizer {spec!r}: "bpe:" is followed by a vocabulary size of at least 257, as in "bpe:4096"'
-        )
-    return int(size)
+def tokenizer_identity(spec: str) -> str:
+    """What such an option stands for: itself, with a digest of the file where it names one.
+
+    Raises InputError where it cannot stand for anything.
+    """
+    if spec == "bytes":
+        return spec
+    if spec.startswith("bpe:"):
+        size = spec.removeprefix("bpe:")
+        if not (size.isdecimal() and int(size) >= 257):
+            raise InputError(
+                f'tokenizer {spec!r} needs a vocabulary size of at least 257 after "bpe:", as in "bpe:4096"'
+            )
+        return spec
+    return f"{spec} {hashlib.sha256(_read(Path(spec))).hexdigest()}"
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -137,11 +144,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Byte-level encodings pass (GPT-2, GPT-NeoX, Llama 3, Qwen and what this library saves).  Where the file has none of
     the usual separators, one is added behind its last token.
     """
+    content = _read(path)
     try:
-        coder = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        remedy = f'tokenizer must be "bytes", "bpe:<vocabulary size>" or a tokenizer.json: {error.strerror}'
-        raise InputError(f"cannot read the tokenizer {str(path)!r}; {remedy}") from None
+        coder = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:  # what the tokenizers library raises has no type of its own
         raise InputError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
     coder.no_truncation()
@@ -154,17 +159,17 @@ def require_match(tokenizer: Tokenizer, path: Path) -> None:
     saved = load_tokenizer(path)
     if saved.fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"the checkpoint's tokenizer {path} ({saved.vocab_size} tokens, {saved.fingerprint[:12]}) is not the one in "
-            f"use ({tokenizer.vocab_size} tokens, {tokenizer.fingerprint[:12]}); set tokenizer to that file"
+            f"the checkpoint's tokenizer {path} ({saved.vocab_size} tokens, {saved.fingerprint[:12]}) is not the "
+            f"one in use ({tokenizer.vocab_size} tokens, {tokenizer.fingerprint[:12]}); set tokenizer to that file"
         )
 
 
-def file_digest(spec: str) -> str:
-    """What a tokenizer option stands for: itself, with the digest of the file where it names one that can be read."""
+def _read(path: Path) -> bytes:
     try:
-        return f"{spec} {hashlib.sha256(Path(spec).read_bytes()).hexdigest()}"
-    except OSError:
-        return spec
+        return path.read_bytes()
+    except OSError as error:
+        remedy = 'tokenizer must be "bytes", "bpe:<vocabulary size>" or the path of a tokenizer.json'
+        raise InputError(f"cannot read the tokenizer {str(path)!r} ({error.strerror}); {remedy}") from None
 
 
 def _bare_coder(model: models.BPE) -> tokenizers.Tokenizer:
