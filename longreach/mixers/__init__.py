@@ -2,5 +2,19 @@
 
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
+from longreach.mixers.hyena import Hyena
+from longreach.mixers.implicit_filter import FilterOptions
+from longreach.mixers.s4d import S4D, S4DOptions
 
-__all__ = ["Attention", "OptimHint", "SequenceMixer", "State", "map_state", "select_rows"]
+__all__ = [
+    "S4D",
+    "Attention",
+    "FilterOptions",
+    "Hyena",
+    "OptimHint",
+    "S4DOptions",
+    "SequenceMixer",
+    "State",
+    "map_state",
+    "select_rows",
+]

@@ -1,0 +1,266 @@
+"""S4D, the diagonal state-space mixer (Gu, Gupta, Goel & Re 2022, https://arxiv.org/abs/2206.11893).
+
+Every channel is its own linear system with n complex modes, sampled with a learned time step dt:
+
+    s'(t) = A s(t) + B u(t)           A = -real_transform(A_real) - i imag_transform(A_imag), diagonal
+    y(t)  = 2 Re(C s(t)) + D u(t)
+
+which longreach.hippo.discretise turns into  s_k = abar s_{k-1} + bbar u_k.  In training that is a convolution with
+K_l = 2 Re sum_n C_n bbar_n abar_n^l.  Modes come in conjugate pairs: one of each is stored, 2 Re(.) supplies the other.
+A second C makes the mixer bidirectional: its kernel reads the future, from the next position on.
+
+The mixer is the bare system: GELU and the gated linear map of the published block are longreach.models.GLU.
+
+Axes: b batch, l length, d channels, n modes (half of `d_state`), s independent systems, r directions, w window.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Complex, Float, Float32, Float64, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longreach import ops
+from longreach.errors import InputError
+from longreach.hippo import DiagonalInit, Discretisation, Spectrum, diagonal_system, discretise
+from longreach.mixers.base import OptimHint, SequenceMixer
+
+Transform = Literal["exp", "softplus", "sigmoid", "relu", "none"]
+
+_FLOOR = 1e-4  # the least value that a transformed parameter starts from; HiPPO-Fourier has Re A = 0
+_TRANSFORMS: dict[Transform, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "relu": lambda x: F.relu(x) + _FLOOR,
+    "none": lambda x: x,
+}
+_INVERSES: dict[Transform, Callable[[Tensor], Tensor]] = {
+    "exp": torch.log,
+    "softplus": lambda y: y + torch.log(-torch.expm1(-y)),
+    "sigmoid": torch.logit,
+    "relu": lambda y: y,
+    "none": lambda y: y,
+}
+_DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
+
+
+@dataclass(frozen=True)
+class S4DOptions:
+    """The less common choices of the published kernel.
+
+    Attributes:
+        kernel_length: number of taps of the kernel; what is longer ago is not seen.  None is no limit.
+        rate: multiplies dt, for input sampled at another rate: 2 for every second sample of what the weights were
+            trained on.  The kernel then has `kernel_length / rate` taps.
+        bandlimit: silence the modes whose frequency is at least this fraction of the Nyquist frequency at rate 1, so
+            that a higher rate does not alias.  1 is the Nyquist frequency itself.
+        real: A, B and C are real and there are `d_state` modes, an exponential moving average each.
+        dt_tied: one time step for a channel, instead of one for each of its modes.
+        dt_fast: the parameter is asinh of what `dt_transform` reads, which gives large steps a larger gradient.
+        dt_transform: how dt follows from its parameter.
+        real_transform: how -Re A follows from its parameter.
+        imag_transform: how -Im A follows from its parameter.
+    """
+
+    kernel_length: int | None = None
+    rate: float = 1.0
+    bandlimit: float | None = None
+    real: bool = False
+    dt_tied: bool = True
+    dt_fast: bool = False
+    dt_transform: Transform = "exp"
+    real_transform: Transform = "exp"
+    imag_transform: Transform = "none"
+
+
+class S4DState(NamedTuple):
+    """All that later outputs depend on."""
+
+    modes: Complex[Tensor, "b d n"]
+    """The modes of every channel after the last position."""
+    window: Float[Tensor, "b d w"]
+    """The last inputs, as many as the kernel has taps; none where that is not limited."""
+
+
+class S4D(SequenceMixer[S4DState]):
+    """Diagonal state-space mixer: O(d l log l) on a sequence, O(d n) on a step.
+
+    Args:
+        d_model: number of channels.
+        d_state: real states of a channel, two for each mode.
+        init: where A (and for legs and fourier also B) starts; see longreach.hippo.diagonal.
+        init_options: further choices about the start.
+        discretisation: how the system is sampled.
+        dt_min: least time step at the start; the steps are log-uniform.
+        dt_max: greatest time step at the start.  A channel remembers about 1/dt positions.
+        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        n_ssm: number of independent pairs of A and B; channel i uses pair i mod n_ssm.  None is one for each channel.
+        options: the less common choices.
+    """
+
+    optim_hints = {"inv_dt": _DYNAMICS, "A_real": _DYNAMICS, "A_imag": _DYNAMICS, "B": _DYNAMICS}
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        init: Spectrum = "legs",
+        init_options: DiagonalInit = DiagonalInit(),  # noqa: B008 (immutable)
+        discretisation: Discretisation = "zoh",
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        bidirectional: bool = False,
+        n_ssm: int | None = None,
+        options: S4DOptions = S4DOptions(),
+    ) -> None:
+        super().__init__(d_model, causal=not bidirectional)
+        self.n_ssm = d_model if n_ssm is None else n_ssm
+        self.discretisation: Discretisation = discretisation
+        self.options = options
+        self.taps = None if options.kernel_length is None else round(options.kernel_length / options.rate)
+        self._check(init, dt_min, dt_max)
+        self._initialise_system(init, d_state, init_options)
+        modes = self.A_real.shape[1]
+        log_dt = torch.empty(d_model, 1 if options.dt_tied else modes).uniform_(math.log(dt_min), math.log(dt_max))
+        inv_dt = _inverse(log_dt.double().exp(), options.dt_transform, "dt_transform")
+        self.inv_dt = nn.Parameter(inv_dt.asinh() if options.dt_fast else inv_dt)
+        C = torch.randn(2 if bidirectional else 1, d_model, modes, dtype=torch.complex64)  # variance 1/2 a part
+        self.C = self._store(C)
+        self.D = nn.Parameter(torch.randn(d_model))
+
+    def _check(self, init: Spectrum, dt_min: float, dt_max: float) -> None:
+        if self.n_ssm < 1 or self.d_model % self.n_ssm:
+            raise InputError(f"n_ssm={self.n_ssm} must divide d_model={self.d_model}")
+        if not 0 < dt_min <= dt_max:
+            raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
+        if self.options.rate <= 0:
+            raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
+        if self.taps is not None and self.taps < 1:
+            raise InputError(f"kernel_length={self.options.kernel_length} leaves no tap at rate={self.options.rate}")
+        if self.options.real and init != "real":
+            raise InputError(f"init={init!r} has complex modes; a mixer with real=True needs init='real'")
+
+    def _initialise_system(self, init: Spectrum, d_state: int, init_options: DiagonalInit) -> None:
+        options = self.options
+        A, B = diagonal_system(init, 2 * d_state if options.real else d_state, self.n_ssm, init_options)
+        self.A_real = nn.Parameter(_inverse(-A.real, options.real_transform, "real_transform"))
+        if not options.real:
+            self.A_imag = nn.Parameter(_inverse(-A.imag, options.imag_transform, "imag_transform"))
+        self.B = self._store(B.to(torch.complex64))
+
+    def _store(self, value: Complex[Tensor, "..."]) -> nn.Parameter:
+        """A parameter that holds complex numbers as pairs of real ones, or only their real parts."""
+        return nn.Parameter(
+            value.real.clone() if self.options.real else torch.view_as_real(value.resolve_conj()).clone()
+        )
+
+    def _complex(self, parameter: Tensor) -> Tensor:
+        if self.options.real:
+            return torch.complex(parameter, torch.zeros_like(parameter))
+        return torch.view_as_complex(parameter)
+
+    def _system(self) -> tuple[Complex[Tensor, "d n"], Complex[Tensor, "d n"], Complex[Tensor, "r d n"]]:
+        """The sampled system: log abar, bbar and C."""
+        options, copies = self.options, self.d_model // self.n_ssm
+        inv_dt = self.inv_dt.sinh() if options.dt_fast else self.inv_dt
+        dt = _TRANSFORMS[options.dt_transform](inv_dt) * options.rate  # (d, 1) or (d, n)
+        decay = _TRANSFORMS[options.real_transform](self.A_real)
+        frequency = torch.zeros_like(decay) if options.real else _TRANSFORMS[options.imag_transform](self.A_imag)
+        A = torch.complex(-decay, -frequency).repeat(copies, 1)
+        log_abar, bbar = discretise(self.discretisation, A, self._complex(self.B).repeat(copies, 1), dt)
+        C = self._complex(self.C)
+        if options.bandlimit is not None:
+            turns = dt / options.rate * A.imag.abs() / (2 * math.pi)  # per sample at rate 1; Nyquist is 1/2
+            C = C * (turns < options.bandlimit / 2)
+        return log_abar, bbar, C
+
+    def kernels(self, length: int) -> Float[Tensor, "r d k"]:
+        """The impulse responses, past first, of `length` taps or as many as there are; memory O(d n sqrt(length))."""
+        log_abar, bbar, C = self._system()
+        return ops.vandermonde(C * bbar, log_abar, length if self.taps is None else min(length, self.taps))
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """Convolve with the impulse responses, O(d l log l)."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        return self._convolve(x.mT).mT
+
+    def _convolve(self, u: Float[Tensor, "b d l"]) -> Float[Tensor, "b d l"]:
+        past, *future = self.kernels(u.shape[-1])
+        return ops.long_conv(u, past, reverse_kernel=future[0] if future else None, skip=self.D)
+
+    def init_state(self, batch_size: int) -> S4DState:
+        """A system at rest."""
+        if not self.causal:
+            return super().init_state(batch_size)
+        modes = torch.view_as_complex(self.D.new_zeros(batch_size, self.d_model, self.A_real.shape[1], 2))
+        return S4DState(modes, self.D.new_zeros(batch_size, self.d_model, self.taps or 0))
+
+    def step(self, x: Float[Tensor, "b d"], state: S4DState) -> tuple[Float[Tensor, "b d"], S4DState]:
+        """Advance every mode by one sample, O(d n)."""
+        log_abar, bbar, C = self._system()
+        u = x.to(state.window.dtype)
+        modes = log_abar.exp() * state.modes + bbar * u[..., None]
+        window = state.window
+        if self.taps is not None:  # what leaves the window is forgotten
+            modes = modes - (log_abar * self.taps).exp() * bbar * window[..., :1]
+            window = torch.cat([window[..., 1:], u[..., None]], dim=-1)
+        return (2 * (C[0] * modes).real.sum(-1) + self.D * u).to(x.dtype), S4DState(modes, window)
+
+    def prefill(
+        self, x: Float[Tensor, "b l d"], state: S4DState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], S4DState]:
+        """The convolution of the chunk, plus the free decay of what the state already held: O(d (l log l + n l))."""
+        if mask is None:
+            y, state = self._prefill(x.mT, state, None)
+            return y.mT, state
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # padding first, wherever it was
+        u = x.masked_fill(~mask[..., None], 0).gather(1, order[..., None].expand(x.shape))
+        y, state = self._prefill(u.mT, state, (~mask).sum(1)[:, None])
+        return y.mT.gather(1, order.argsort(dim=1)[..., None].expand(x.shape)), state
+
+    def _prefill(
+        self, u: Float[Tensor, "b d l"], state: S4DState, padding: Int[Tensor, "b 1"] | None
+    ) -> tuple[Float[Tensor, "b d l"], S4DState]:
+        """Prefill with the first `padding` positions of each row, which hold zeros, left out of time."""
+        if self.taps is not None:
+            return self._prefill_window(u, state, padding)
+        length = u.shape[-1]
+        log_abar, bbar, C = self._system()
+        decay = ops.vandermonde(C[0] * log_abar.exp() * state.modes, log_abar, length)  # (b, d, l)
+        elapsed = torch.full((1, 1), length, device=u.device) if padding is None else length - padding
+        if padding is not None:
+            since = (torch.arange(length, device=u.device) - padding).clamp(min=0)
+            decay = decay.gather(-1, since[:, None].expand_as(decay))
+        abar_elapsed = (log_abar.to(torch.complex128) * elapsed[..., None]).exp().to(log_abar.dtype)  # (b or 1, d, n)
+        modes = abar_elapsed * state.modes + bbar * ops.vandermonde_adjoint(u.to(self.D.dtype), log_abar)
+        return self._convolve(u) + decay.to(u.dtype), S4DState(modes, state.window)
+
+    def _prefill_window(
+        self, u: Float[Tensor, "b d l"], state: S4DState, padding: Int[Tensor, "b 1"] | None
+    ) -> tuple[Float[Tensor, "b d l"], S4DState]:
+        """The same for a kernel of few taps, to which all that matters of the past is the window."""
+        taps, length = state.window.shape[-1], u.shape[-1]
+        joined = torch.cat([state.window, u.to(state.window.dtype)], dim=-1)
+        if padding is not None:  # move the window behind the padding
+            position = torch.arange(taps + length, device=u.device).expand(u.shape[0], -1)
+            source = torch.where(position < padding + taps, position - padding, position)
+            joined = joined.gather(-1, source.clamp(min=0)[:, None].expand_as(joined))
+        log_abar, bbar, _ = self._system()
+        window = joined[..., length:].clone()  # not a view, which would keep all that was read
+        modes = bbar * ops.vandermonde_adjoint(window, log_abar)
+        return self._convolve(joined)[..., taps:].to(u.dtype), S4DState(modes, window)
+
+
+def _inverse(value: Float64[Tensor, "..."], transform: Transform, option: str) -> Float32[Tensor, "..."]:
+    """The parameter that `transform` takes to `value`, or to the least value allowed."""
+    parameter = _INVERSES[transform](value.clamp(min=_FLOOR))
+    if not parameter.isfinite().all():
+        raise InputError(f"{option}={transform!r} cannot give {value.max():.3g}; use exp or softplus")
+    return parameter.float()
