@@ -19,6 +19,10 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.fft_conv import Plan, fast_size, fft_conv
+
+SMALLEST_BLOCK = 512
+"""Of the blocks that a short filter is applied to; smaller transforms are not faster per output."""
 
 
 def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
@@ -83,23 +87,33 @@ def _fft(
     gate_after: Tensor | None = None,
     period: int | None = None,
 ) -> Tensor:
-    """O(l log l): the circular product of a size at which nothing wraps around, or of the period that is asked for."""
+    """O(l log l): circular at a size at which nothing wraps around, or at the period that is asked for."""
     _check(u, kernel, reverse_kernel, reverse_lag, period)
     wide = torch.promote_types(u.dtype, torch.float32)
     length = u.shape[-1]
-    n = period
-    if period is None:
-        kernel = kernel[:, :length]
-        reverse_kernel = None if reverse_kernel is None else reverse_kernel[:, : max(length - reverse_lag, 0)]
-        n = 2 * length
-    v = u.to(wide) if gate_before is None else gate_before.to(wide) * u.to(wide)
-    circular = _fold(kernel.to(wide), n)
-    if reverse_kernel is not None:
-        circular = circular + _fold(reverse_kernel.to(wide), n).flip(-1).roll(1 - reverse_lag, -1)
-    y = torch.fft.irfft(torch.fft.rfft(v, n=n) * torch.fft.rfft(circular), n=n)[..., :length]
-    if skip is not None:
-        y = y + skip.to(wide)[:, None] * v
-    return (y if gate_after is None else gate_after.to(wide) * y).to(u.dtype)
+    taps, future = kernel.to(wide), None
+    if reverse_kernel is not None and reverse_kernel.shape[-1] > 0:
+        future = reverse_kernel.to(wide)
+    if period is not None:
+        plan = Plan(period, length)
+        taps = _fold(taps, period)
+    else:  # taps that no input ever meets are left out
+        taps = taps[:, :length]
+        future = None if future is None else future[:, : length - reverse_lag]
+        plan = _linear_plan(length, taps.shape[-1], 0 if future is None else future.shape[-1] + reverse_lag - 1)
+    if future is not None:
+        taps = pad(taps, (0, plan.size - taps.shape[-1]))
+        taps = taps + _fold(future, plan.size).flip(-1).roll(1 - reverse_lag, -1)  # lag -1 is the last of the circle
+    skip = None if skip is None else skip.to(wide)
+    return fft_conv(u, taps, skip, gate_before, gate_after, plan)
+
+
+def _linear_plan(length: int, taps: int, future: int) -> Plan:
+    """One transform in which neither the past nor the future wraps around, or blocks where the filter is short."""
+    size = max(fast_size(4 * taps), SMALLEST_BLOCK)
+    if future == 0 and 2 * size <= length:
+        return Plan(size, size - taps + 1)
+    return Plan(fast_size(length + max(taps - 1, future)), length)
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:

@@ -1,0 +1,44 @@
+"""For operations whose backward pass is computed, not recorded: the second derivative is refused with a clear message.
+
+Wrap the inputs: `forward(differentiable_once(x, "attention"), ...)`.  The first derivative passes through unchanged; to
+differentiate that one again raises, where torch alone would say that some internal function is not implemented.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def differentiable_once(x: Float[Tensor, "*axes"], operation: str) -> Float[Tensor, "*axes"]:
+    """`x` itself, whose gradient cannot be differentiated; `operation` is the name in the message."""
+    return _Once.apply(x, operation) if torch.is_grad_enabled() and x.requires_grad else x
+
+
+class _Once(torch.autograd.Function):
+    """The identity, with a gradient that refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, operation: str) -> Tensor:
+        ctx.operation = operation
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _NoMore.apply(grad, ctx.operation), None
+
+
+class _NoMore(torch.autograd.Function):
+    """The identity, without a gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad: Tensor, operation: str) -> Tensor:
+        ctx.operation = operation
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> None:
+        raise RuntimeError(
+            f"{ctx.operation}: this backend computes first derivatives only; for higher ones put the whole computation "
+            f'inside `with use_backend({ctx.operation}="reference")`, which needs more memory'
+        )
