@@ -45,7 +45,8 @@ def _blocked(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
     coarse, fine = _two_levels(length)
     left = coefficient[..., None] * _powers(log_ratio, coarse, stride=fine)  # (..., d, n, coarse)
     right = _powers(log_ratio, fine)  # (d, n, fine)
-    y = left.real.mT @ right.real - left.imag.mT @ right.imag  # (..., d, coarse, fine)
+    with torch.autocast(right.device.type, enabled=False):
+        y = left.real.mT @ right.real - left.imag.mT @ right.imag  # (..., d, coarse, fine)
     return 2 * y.flatten(-2)[..., :length]
 
 
@@ -63,5 +64,6 @@ def _blocked_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
     coarse, fine = _two_levels(length)
     newest_first = pad(u.flip(-1), (0, coarse * fine - length)).unflatten(-1, (coarse, fine))
     powers = _powers(log_ratio, fine)
-    inner = torch.complex(newest_first @ powers.real.mT, newest_first @ powers.imag.mT)  # (..., d, coarse, n)
+    with torch.autocast(powers.device.type, enabled=False):
+        inner = torch.complex(newest_first @ powers.real.mT, newest_first @ powers.imag.mT)  # (..., d, coarse, n)
     return (inner * _powers(log_ratio, coarse, stride=fine).mT).sum(-2)
