@@ -1,1 +1,20 @@
-"""The training loop and all that belongs to a run."""
+"""Training: a loop that any task and model can use, and the run folders it leaves behind."""
+
+from longreach.training.divergence import DivergenceError
+from longreach.training.experiment import Experiment, read_experiment
+from longreach.training.load_run import LoadedRun, load_run
+from longreach.training.options import TrainingOptions
+from longreach.training.run_folder import RunFolder
+from longreach.training.train import TrainingResult, train
+
+__all__ = [
+    "DivergenceError",
+    "Experiment",
+    "LoadedRun",
+    "RunFolder",
+    "TrainingOptions",
+    "TrainingResult",
+    "load_run",
+    "read_experiment",
+    "train",
+]

@@ -1,0 +1,73 @@
+"""The numbers of a run as it goes: metrics.jsonl, one JSON object a line, and TensorBoard files where it is installed.
+
+Every line has `step` and `kind`: "train" (loss, what the task makes of it, lr, grad_norm, tokens, seconds,
+tokens_per_second, memory in bytes) or "evaluation" (the metrics of the task).
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from longreach.errors import InputError
+
+Kind = Literal["train", "evaluation"]
+
+
+class MetricsLog:
+    """Appends to the metrics of a run; lines after `step` belong to a future that did not happen and are removed."""
+
+    def __init__(self, path: Path, tensorboard: Path, *, step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        self._path = path
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+
+    def write(self, kind: Kind, step: int, values: Mapping[str, Any]) -> None:
+        """Add one line."""
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items() if self._board else ():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error}; make room, then continue with --resume") from error
+
+    def flush(self) -> None:
+        """Return when all lines have reached the disk, as those before a checkpoint must."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines, oldest first; a last line that was cut off when the process died is left out."""
+    if not path.exists():
+        return []
+    *complete, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in complete]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that at every instant either the old or the new one is there, whole."""
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        fresh.write_text(text)
+        os.replace(fresh, path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}; make room, then try again") from error
