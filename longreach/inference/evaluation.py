@@ -107,7 +107,7 @@ def read_documents(
 
 
 def within_limits(source: Iterable[HeldOutDocument], options: EvaluationOptions) -> tuple[list[HeldOutDocument], bool]:
-    """The first documents, as many as the limits allow; whether there are others.  Empty ones have nothing to predict."""
+    """The first documents, as many as the limits allow, without empty ones; whether there are others."""
     documents: list[HeldOutDocument] = []
     size = 0
     for document in source:
@@ -176,7 +176,7 @@ def choose_contexts(lengths: Sequence[int], max_length: int | None, wanted: Sequ
 
 
 def choose_blocks(lengths: Sequence[int], size: int, budget: int) -> list[tuple[int, int, int]]:
-    """(document, first, stop) of blocks of `size` positions, evenly spread, at least one, within the budget.
+    """(document, first, stop) of blocks of `size` positions, evenly spread, as many as the budget allows or one.
 
     None is at a document's beginning, and none is only the separator at its end.
     """
@@ -185,7 +185,7 @@ def choose_blocks(lengths: Sequence[int], size: int, budget: int) -> list[tuple[
         for index, length in enumerate(lengths)
         for first in range(size, length - 1, size)
     ]
-    count = max(1, min(len(blocks), budget // size))
+    count = min(len(blocks), max(1, budget // size))
     return [blocks[i * len(blocks) // count] for i in range(count)]
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from longreach.errors import InputError
@@ -57,7 +57,7 @@ def windows(first: int, stop: int, context: int) -> Iterator[Window]:
 
 
 def inputs_and_targets(
-    tokens: Int[np.ndarray, " n"], separator: int
+    tokens: Integer[np.ndarray, " n"], separator: int
 ) -> tuple[Int[Tensor, " n_plus_1"], Int[Tensor, " n_plus_1"]]:
     """What is read and what is predicted of a document, int64."""
     padded = np.concatenate([[separator], tokens, [separator]]).astype(np.int64)
@@ -65,7 +65,7 @@ def inputs_and_targets(
 
 
 def document_losses(
-    model: LanguageModel, tokens: Int[np.ndarray, " n"], separator: int, progress: Progress = lambda read: None
+    model: LanguageModel, tokens: Integer[np.ndarray, " n"], separator: int, progress: Progress = lambda read: None
 ) -> Float[Tensor, " n_plus_1"]:
     """The loss of every token of a document and of its end, in nats, float32 on the CPU.
 
