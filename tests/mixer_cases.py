@@ -8,7 +8,7 @@ where they can be, so that they bite.
 from collections.abc import Callable
 
 from longreach.hippo import DiagonalInit
-from longreach.mixers import S4D, SequenceMixer
+from longreach.mixers import S4D, FilterOptions, Hyena, SequenceMixer
 from longreach.mixers import S4DOptions as Options
 
 WIDTH = 8
@@ -76,6 +76,42 @@ CASES: dict[str, Callable[[], SequenceMixer]] = {
     ),
     "s4d-hippo": lambda: S4D(WIDTH, d_state=4, init="hippo", n_ssm=4, discretisation="bilinear"),
     "s4d-all": lambda: S4D(WIDTH, d_state=4, init="all"),
+    "hyena": lambda: Hyena(WIDTH, max_length=64, filter=FilterOptions(width=16)),
+    "hyena-3": lambda: Hyena(
+        WIDTH,
+        max_length=37,
+        order=3,
+        short_width=1,
+        filter=FilterOptions(width=5, embedding_dim=3, inner_layers=0, sine_frequency=3.0, lr=1e-2, skip=False),
+        activation="gelu",
+        dropout=0.3,
+    ),
+    "hyena-4-outer-mixing": lambda: Hyena(
+        WIDTH,
+        max_length=200,
+        order=4,
+        short_width=5,
+        filter=FilterOptions(width=6, shift=0.05, features_lr=0.0, decay_lr=1e-3, decay_order="stacked"),
+        activation="tanh",
+        outer_mixing=True,
+        stage_scale=True,
+    ),
+    "hyena-normalized": lambda: Hyena(
+        WIDTH, max_length=64, filter=FilterOptions(width=6, modulate=False, normalized=True), activation="silu"
+    ),
+    "hyena-fast-decay": lambda: Hyena(
+        WIDTH,
+        max_length=64,
+        filter=FilterOptions(width=6, fast_decay=0.1, slow_decay=0.8, target=1e-3),
+        activation="sigmoid",
+    ),
+    "hyena-3-stage-scale": lambda: Hyena(
+        WIDTH, max_length=48, order=3, stage_scale=True, activation="relu", filter=FilterOptions(width=6)
+    ),
+    "hyena-elu": lambda: Hyena(WIDTH, max_length=48, activation="elu", filter=FilterOptions(width=6)),
+    "hyena-squared-relu": lambda: Hyena(
+        WIDTH, max_length=48, activation="squared_relu", outer_mixing=True, filter=FilterOptions(width=6)
+    ),
 }
 
 FINITE_STATE = {case for case in CASES if case.startswith("s4d")}

@@ -15,7 +15,7 @@ Axes: b batch, l length, d model width.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,7 +42,7 @@ class OptimHint(NamedTuple):
 class SequenceMixer(nn.Module, ABC, Generic[S]):
     """Base class of all mixers; see the module docstring for the contract and tests/laws.py for its exact statement."""
 
-    optim_hints: ClassVar[dict[str, OptimHint]] = {}
+    optim_hints: dict[str, OptimHint] = {}
     """Parameter name within the module -> hint, for the parameters that need one."""
 
     max_length: int | None = None

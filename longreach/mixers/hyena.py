@@ -1,0 +1,190 @@
+"""Hyena, long convolutions between gates (Poli et al. 2023, https://arxiv.org/abs/2302.10866).
+
+An operator of order N projects its input N + 1 times, passes each projection through a short convolution, and then
+alternates gates with long convolutions whose filters h_1 .. h_{N-1} are implicit (longreach.mixers.implicit_filter):
+
+    x_0, ..., x_{N-1}, v = short_conv(x W_in + b_in)
+    v <- h_s * (x_{N-s} v) + D_s x_{N-s} v                 s = 1 .. N - 1
+    y = act(x_0 v) W_out + b_out
+
+Training costs O(N l (d log l + d^2)) operations.  Generation is exact too: the long convolutions are carried on as the
+input arrives (longreach.ops.online_conv), O(log^2 t) operations a channel for the t-th token, with O(t) memory.
+
+Axes: b batch, l length, d model width, c = (N + 1) d projected channels, k taps of the short convolution.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longreach.errors import InputError
+from longreach.mixers.base import SequenceMixer
+from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
+from longreach.ops.long_conv import long_conv
+from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill
+from longreach.ops.short_conv import short_conv, short_conv_tail
+
+Activation = Literal["identity", "gelu", "relu", "elu", "silu", "tanh", "sigmoid", "squared_relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "squared_relu": lambda x: F.relu(x).square(),
+}
+
+
+class HyenaState(NamedTuple):
+    """The projections that the short convolution still needs, and the past of every long convolution."""
+
+    tail: Float[Tensor, "b c {k-1}"]
+    stages: tuple[OnlineConvState, ...]
+
+
+class Hyena(SequenceMixer[HyenaState]):
+    """The Hyena operator; in parentheses the names in the published code.
+
+    Args:
+        d_model: width of the model.
+        max_length: number of taps of the long filters and the longest sequence (l_max).  Filters measure time in this
+            unit, so a model keeps the value that it was trained with.
+        order: number of gates; there are order - 1 long convolutions (order).
+        short_width: number of taps of the short convolution (short_filter_order).
+        filter: the long filters, see FilterOptions.
+        activation: what follows the last gate (activation).
+        outer_mixing: gate with the sum of a projection over all channels (outer_mixing).
+        stage_scale: a learned factor after every long convolution (post_order_ffn).
+        dropout: probability of dropping an element that enters a long convolution (dropout).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        max_length: int,
+        order: int = 2,
+        short_width: int = 3,
+        filter: FilterOptions = FilterOptions(),  # noqa: B008 (it is frozen)
+        activation: Activation = "identity",
+        outer_mixing: bool = False,
+        stage_scale: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(d_model, causal=True)
+        if order < 2 or short_width < 1 or max_length < 1:
+            raise InputError(f"{order=}, {short_width=}, {max_length=}: at least 2, 1 and 1 are needed")
+        self.order, self.max_length, self.short_width = order, max_length, short_width
+        self.activation, self.outer_mixing = activation, outer_mixing
+        self.projections = nn.Linear(d_model, (order + 1) * d_model)
+        bound = short_width**-0.5  # as torch initialises a depthwise convolution
+        self.short_weight = nn.Parameter(
+            torch.empty(self.projections.out_features, short_width).uniform_(-bound, bound)
+        )
+        self.short_bias = nn.Parameter(torch.empty(self.projections.out_features).uniform_(-bound, bound))
+        self.filter = ImplicitFilter(d_model, n_filters=order - 1, length=max_length, options=filter)
+        self.skip = nn.Parameter(torch.randn(order - 1, d_model)) if filter.skip else None
+        self.stage_scale = nn.Parameter(torch.randn(order - 1) / d_model**0.5) if stage_scale else None
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(d_model, d_model)
+        self.optim_hints = {f"filter.{name}": hint for name, hint in self.filter.optim_hints().items()}
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """Mix the whole sequence, O(order l d (log l + d))."""
+        self._check_length(x.shape[1])
+        kernels, skips = self._kernels(x.shape[1]), self._skips()
+
+        def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
+            return long_conv(v, kernels[stage], skip=skips[stage], gate_before=before, gate_after=after)
+
+        projected = self._project(x, mask)
+        return self._alternate(self._shorten(projected, mask, None), convolve)
+
+    def init_state(self, batch_size: int) -> HyenaState:
+        """Nothing has been read."""
+        weight = self.short_weight
+        tail = weight.new_zeros(batch_size, weight.shape[0], self.short_width - 1)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        empty = init_online_conv(batch_size, self.d_model, dtype=dtype, device=weight.device)
+        return HyenaState(tail, (empty,) * (self.order - 1))
+
+    def step(self, x: Float[Tensor, "b d"], state: HyenaState) -> tuple[Float[Tensor, "b d"], HyenaState]:
+        """Mix one position, O(order d (d + log^2 t)) on average over the positions."""
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+    def prefill(
+        self, x: Float[Tensor, "b l d"], state: HyenaState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], HyenaState]:
+        """Mix a chunk.  Padding may stand before the first real position of a row, where it is silence."""
+        self._check_length(_positions(state.stages[0]) + x.shape[1])
+        kernels, skips, stages = lru_cache(self._kernels), self._skips(), list(state.stages)
+
+        def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
+            v = before * v
+            y, stages[stage] = online_conv_prefill(v, stages[stage], lambda n: kernels(n)[stage], self.max_length)
+            if (skip := skips[stage]) is not None:
+                y = y + skip[:, None] * v
+            return y if after is None else after * y
+
+        projected = self._project(x, mask)
+        y = self._alternate(self._shorten(projected, mask, state.tail), convolve)
+        tail = short_conv_tail(projected, state.tail, self.short_width)
+        return y, HyenaState(tail, tuple(stages))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_length:
+            raise InputError(
+                f"a sequence of {length} positions is longer than the filters of this Hyena, which have "
+                f"max_length={self.max_length} taps; build and train it with a larger max_length, or read less"
+            )
+
+    def _kernels(self, count: int) -> Float[Tensor, "o d {count}"]:
+        """The first taps of the long filters, with their factor."""
+        kernels = self.filter(count)
+        return kernels if self.stage_scale is None else self.stage_scale[:, None, None] * kernels
+
+    def _skips(self) -> list[Tensor | None]:
+        """The direct path past every long convolution, with its factor."""
+        if self.skip is None:
+            return [None] * (self.order - 1)
+        skip = self.skip if self.stage_scale is None else self.stage_scale[:, None] * self.skip
+        return list(skip.unbind())
+
+    def _project(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b c l"]:
+        """All projections, channels first; zero at padding."""
+        weight, bias = self.projections.weight, self.projections.bias
+        projected = torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x.mT)
+        return projected if mask is None else projected.masked_fill(~mask[:, None], 0.0)
+
+    def _shorten(
+        self, projected: Float[Tensor, "b c l"], mask: Bool[Tensor, "b l"] | None, tail: Float[Tensor, "b c _"] | None
+    ) -> Float[Tensor, "b c l"]:
+        """The short convolution; zero at padding, which its bias would otherwise fill."""
+        branches = short_conv(projected, self.short_weight, self.short_bias, tail)
+        return branches if mask is None else branches.masked_fill(~mask[:, None], 0.0)
+
+    def _alternate(self, branches: Float[Tensor, "b c l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b l d"]:
+        """Gates and long convolutions in turn, then the output projection."""
+        *gates, v = branches.chunk(self.order + 1, dim=1)
+        for stage in range(self.order - 1):
+            before = gates[-1 - stage]
+            if self.outer_mixing:
+                before = before.sum(dim=1, keepdim=True).expand_as(v)
+            after = gates[0] if stage == self.order - 2 else None
+            v = convolve(stage, self.dropout(v), before, after)
+        y = ACTIVATIONS[self.activation](v)
+        return torch.baddbmm(self.out.bias, y.mT, self.out.weight.mT.expand(y.shape[0], -1, -1))
+
+
+def _positions(state: OnlineConvState) -> int:
+    """How many positions the state has read; none is forgotten before `max_length`."""
+    return sum(block.inputs.shape[-1] for block in state.blocks) + state.recent.shape[-1]
