@@ -15,7 +15,7 @@ def optim_hints(model: nn.Module) -> dict[str, OptimHint]:
     """Parameter name in `model` -> hint, collected from every module that declares some."""
     found: dict[str, OptimHint] = {}
     for prefix, module in model.named_modules():
-        declared = getattr(type(module), "optim_hints", None)
+        declared = getattr(module, "optim_hints", None)
         if isinstance(declared, dict):
             found |= {f"{prefix}.{name}" if prefix else name: hint for name, hint in declared.items()}
     return found
