@@ -65,10 +65,6 @@ class Reading:
     on_bad_line: Literal["raise", "skip"] = "raise"
     cache: Path | None = None
 
-    def __post_init__(self) -> None:
-        if self.on_bad_line not in ("raise", "skip"):
-            raise InputError(f'on_bad_line = {self.on_bad_line!r} must be "raise" or "skip"')
-
 
 @dataclass
 class Report:

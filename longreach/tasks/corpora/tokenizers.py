@@ -21,7 +21,7 @@ from longreach.errors import InputError
 SEPARATOR = "<|endoftext|>"
 SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<|im_end|>")
 """Names of the token between documents in published tokenizers, best first."""
-PROBE = " A\tb\n\n  def f(x): # na\u00efve \u6f22\u5b57 \U0001f642 it's 1234\r\n "
+PROBE = "A b\t c\n\n  def f(x): # na\u00efve \u6f22\u5b57 \U0001f642 it's 1234\r\n "
 
 
 def _alphabet() -> dict[str, int]:
@@ -81,7 +81,7 @@ class Tokenizer:
         found = self._coder.encode_batch_fast(decoded, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in found]
 
-    def decode(self, tokens: Iterable[int]) -> bytes:
+    def decode(self, tokens: Sequence[int] | Integer[ndarray, " l"]) -> bytes:
         """The bytes of some tokens, which need not be whole characters; separators are nothing."""
         tokens = np.asarray(list(tokens) if not isinstance(tokens, ndarray) else tokens, np.int64)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
