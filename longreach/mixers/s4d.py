@@ -150,7 +150,9 @@ class S4D(SequenceMixer[S4DState]):
         options = self.options
         A, B = diagonal_system(init, 2 * d_state if options.real else d_state, self.n_ssm, init_options)
         self.A_real = nn.Parameter(_inverse(-A.real, options.real_transform, "real_transform"))
-        if not options.real:
+        if options.real:
+            self.optim_hints = {name: hint for name, hint in self.optim_hints.items() if name != "A_imag"}
+        else:
             self.A_imag = nn.Parameter(_inverse(-A.imag, options.imag_transform, "imag_transform"))
         self.B = self._store(B.to(torch.complex64))
 
