@@ -55,13 +55,17 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l v"]:
         """The logits of the token after every position."""
-        return F.linear(self.backbone(self._embed(tokens), mask), self._output_weight())
+        return F.linear(self.hidden(tokens, mask), self._output_weight())
+
+    def hidden(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """The features of every position, from which the logits are made."""
+        return self.backbone(self._embed(tokens), mask)
 
     def token_losses(
         self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l"]:
         """The cross-entropy of every target in nats, float32; 0 where the target is -100."""
-        return self._losses(self.backbone(self._embed(tokens), mask), targets)
+        return self._losses(self.hidden(tokens, mask), targets)
 
     def init_state(self, batch_size: int) -> BackboneState:
         """The state before the first token."""
