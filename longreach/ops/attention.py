@@ -19,7 +19,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from longreach.errors import InputError
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
+from longreach.ops.attention_tiled import Options, TiledAttention
 from longreach.ops.backend import op
+from longreach.ops.differentiable_once import differentiable_once
 
 
 @op
@@ -56,7 +58,7 @@ def attention(
     scores = scores.masked_fill(~located.allowed()[:, None], -torch.inf)
     blind = (scores == -torch.inf).all(-1, keepdim=True)
     weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
-    if dropout_seed is not None:
+    if dropout_seed is not None and dropout > 0.0:
         kept = kept_weights(dropout_seed, dropout, scores.shape, slice(None), slice(None))
         weights = weights * kept / (1 - dropout)
     return weights.to(value.dtype) @ value
@@ -71,6 +73,33 @@ def _check(query: Tensor, key: Tensor, mask: AttentionMask, dropout: float, drop
         raise InputError(f"dropout={dropout} must be at least 0 and below 1")
     if dropout > 0.0 and dropout_seed is None:
         raise InputError(f"dropout={dropout} needs dropout_seed, an integer tensor without axes, new in every call")
+
+
+@attention.backend("tiled")
+def _tiled(
+    query,
+    key,
+    value,
+    mask=NO_MASK,
+    *,
+    scale=None,
+    softcap=None,
+    alibi_slopes=None,
+    bias=None,
+    dropout=0.0,
+    dropout_seed=None,
+) -> Tensor:
+    """O(b h (l + m)) memory, see longreach.ops.attention_tiled; the first derivative only."""
+    _check(query, key, mask, dropout, dropout_seed)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = mask.located(query.shape[2], key.shape[2], query.device)
+    inputs = _differentiable_once(query, key, value, alibi_slopes, bias)
+    with torch.autocast(query.device.type, enabled=False):
+        return TiledAttention.apply(*inputs, Options(mask, scale, softcap, dropout, dropout_seed if dropout else None))
+
+
+def _differentiable_once(*inputs: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else differentiable_once(x, "attention") for x in inputs]
 
 
 def _sdpa_refuses(
@@ -128,6 +157,7 @@ def _sdpa(
         extra = extra if bias is None else extra + bias
     causal = mask.causal and query.shape[2] > 1
     grouped = query.shape[1] != key.shape[1]
+    query, key, value = _differentiable_once(query, key, value)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=extra, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -1,20 +1,22 @@
 """Exact attention in memory linear in the length: FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
 
-The scores are made tile by tile, some queries against some keys, and never kept.  Over the tiles of one block of queries
-run the maximum of the scores, the sum of their exponentials and the weighted sum of values:
+The scores are made tile by tile, some queries against some keys, and never kept.  Over the tiles of one block of
+queries run the maximum of the scores, the sum of their exponentials and the weighted sum of values:
 
-    w = exp(score - max')       sum' = sum e^(max - max') + sum_j w_j       y' = y e^(max - max') + sum_j w_j v_j
+    w = exp(score - max')       sum' = sum exp(max - max') + sum_j w_j      y' = y exp(max - max') + sum_j w_j v_j
 
-with y / sum as the result.  What is kept for the gradients is log_sum = max + log(sum) of each query, from which every
-tile of weights can be made again, and delta = sum_f grad_f y_f, because the gradient through the softmax is
+and y / sum is the result.  What is kept for the gradients is log_sum = max + log(sum) of each query, from which every
+tile of weights can be made again, and the result, because the gradient of the scores is
 
-    d score_ij = weight_ij (sum_f grad_if v_jf - delta_i).
+    d score_ij = weight_ij (sum_f grad_if v_jf - delta_i)                   delta_i = sum_f grad_if y_if.
 
-Tiles that nobody in them may see are skipped.  All sums are float32 or wider.
+All exponentials are powers of two of scores times log2(e), as torch computes those several times faster on a CPU.
+Everything within a tile is float32 or wider.
 
 Axes: b batch, g key-value heads, r query heads of each, l queries, m keys, e and f widths; i and j within a tile.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,15 +26,17 @@ from torch.autograd.function import once_differentiable
 
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import AttentionMask
+from longreach.ops.attention_tiles import Tile, rows_of_tiles
 
+LOG2_E = math.log2(math.e)
 TILE = 2**19
-"""About so many scores make a tile: enough to hide the cost of its calls, few enough to stay in the cache."""
+"""About so many scores, of all heads, make a tile: enough to hide what calls cost, few enough to stay in the cache."""
 SIDES = (64, 512)
-"""The smallest and the largest side of a tile."""
+"""The shortest and the longest side of a tile."""
 
 
 class Options(NamedTuple):
-    """What does not take part in the derivative; `mask` has positions."""
+    """What has no derivative.  `mask` has positions."""
 
     mask: AttentionMask
     scale: float
@@ -41,56 +45,158 @@ class Options(NamedTuple):
     dropout_seed: Tensor | None
 
 
-class Tile(NamedTuple):
-    """Some queries against some keys; `partial` where not all of them may see each other."""
-
-    queries: slice
-    keys: slice
-    partial: bool
-
-
 class TiledAttention(torch.autograd.Function):
-    """attention(query, key, value, alibi_slopes, bias, options), in tiles."""
+    """Attention of query, key, value, slopes, bias (see longreach.ops.attention) with options."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        slopes: Tensor | None,
-        bias: Tensor | None,
-        options: Options,
-    ) -> Tensor:
-        scores = Scores(query, key, slopes, bias, options)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *inputs, options = arguments
+        problem = _Problem(*inputs, options)
+        query, value = problem.query, problem.value
         output = query.new_empty(*query.shape[:3], value.shape[3])
-        log_sum = query.new_empty(query.shape[:3], dtype=scores.wide)
-        for queries in scores.query_blocks():
-            block, block_log_sum = _attend(scores, value, queries)
-            output[:, :, queries] = scores.ungroup(block)
-            log_sum[:, :, queries] = scores.ungroup(block_log_sum)[..., 0]
-        ctx.save_for_backward(query, key, value, slopes, bias, output, log_sum)
+        log_sum = query.new_empty(*query.shape[:3], 1, dtype=problem.wide)
+        for queries, tiles in problem.rows():
+            result = _attend(problem, queries, tiles)
+            output[:, :, queries], log_sum[:, :, queries] = (x.flatten(1, 2) for x in result)
+        ctx.save_for_backward(*inputs, output, log_sum)
         ctx.options = options
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, slopes, bias, output, log_sum = ctx.saved_tensors
-        scores = Scores(query, key, slopes, bias, ctx.options)
-        return (*Gradients(scores, value, output, log_sum).of(grad), None)
+        *inputs, output, log_sum = ctx.saved_tensors
+        gradients = _Gradients(_Problem(*inputs, ctx.options), ctx.needs_input_grad)
+        for queries, tiles in gradients.problem.rows():
+            gradients.add(queries, tiles, grad, output, log_sum)
+        found = gradients.found()
+        return (*(None if x is None else g.to(x.dtype) for x, g in zip(inputs, found, strict=True)), None)
 
 
-class Scores:
-    """Makes tiles of scores, and undoes what it did to them in their gradients."""
+class _Problem:
+    """The arguments of one call, and how they are cut into tiles."""
 
     def __init__(
-        self, query: Tensor, key: Tensor, slopes: Tensor | None, bias: Tensor | None, options: Options
+        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, bias: Tensor | None, options: Options
     ) -> None:
-        self.query, self.key, self.bias, self.options = query, key, bias, options
+        self.query, self.key, self.value, self.bias, self.options = query, key, value, bias, options
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.n_groups = key.shape[1]
         self.slopes = None if slopes is None else slopes.to(self.wide).view(self.n_groups, -1, 1, 1)
-        heads, longest = query.shape[0] * query.shape[1], max(query.shape[2], key.shape[2])
-        side = min(max(int((TILE / max(1, heads)) ** 0.5), SIDES[0]), SIDES[1], longest)
-        self.side = side
+        side = math.isqrt(TILE // max(1, query.shape[0] * query.shape[1]))
+        self.side = min(max(side // SIDES[0] * SIDES[0], SIDES[0]), SIDES[1])
+
+    def rows(self) -> Iterator[tuple[slice, list[Tile]]]:
+        """The blocks of queries, each with the tiles that it needs."""
+        return rows_of_tiles(self.options.mask, self.query.shape[2], self.key.shape[2], self.side)
+
+    def of_queries(self, x: Tensor, queries: slice) -> Tensor:
+        """A block of x (b, h, l, _) as (b, g, r, i, _), wide."""
+        return x[:, :, queries].unflatten(1, (self.n_groups, -1)).to(self.wide)
+
+    def of_keys(self, x: Tensor, keys: slice) -> Tensor:
+        """A block of x (b, g, m, _), wide."""
+        return x[:, :, keys].to(self.wide)
+
+    def bias_of(self, bias: Tensor, tile: Tile) -> Tensor:
+        """The part of a tensor shaped like the bias that belongs to a tile: (b or 1, h or 1, i or 1, j or 1)."""
+        rows = tile.queries if bias.shape[2] > 1 else slice(None)
+        columns = tile.keys if bias.shape[3] > 1 else slice(None)
+        return bias[:, :, rows, columns]
+
+    def scores(self, query: Tensor, tile: Tile) -> tuple[Tensor, Tensor | None]:
+        """The scores of a tile times log2(e), and with a soft-cap their tanh; `query` holds q scale log2(e)."""
+        scores, tanh = _product(query, self.of_keys(self.key, tile.keys).mT), None
+        mask, softcap = self.options.mask.tile(tile.queries, tile.keys), self.options.softcap
+        if softcap is not None:
+            tanh = scores.div_(softcap * LOG2_E).tanh_()
+            scores = tanh * (softcap * LOG2_E)
+        if self.slopes is not None:
+            scores.sub_(self.slopes * LOG2_E * mask.distance().abs()[:, None, None])
+        if self.bias is not None:
+            scores.flatten(1, 2).add_(self.bias_of(self.bias, tile), alpha=LOG2_E)
+        if tile.partial:
+            forbidden = 1 - mask.allowed().to(self.wide).reciprocal_()  # 0 or -inf, much faster than a masked fill
+            scores.add_(forbidden[:, None, None])
+        return scores, tanh
+
+    def drop(self, weights: Tensor, tile: Tile) -> Tensor:
+        """Weights (b, g, r, i, j) after dropout."""
+        seed, dropout = self.options.dropout_seed, self.options.dropout
+        if seed is None:
+            return weights
+        shape = (*self.query.shape[:3], self.key.shape[2])
+        kept = kept_weights(seed, dropout, shape, tile.queries, tile.keys)
+        return weights * kept.unflatten(1, weights.shape[1:3]).to(self.wide).mul_(1 / (1 - dropout))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (b, g, r, i, x) times b (b, g, x, y): one matrix product for all r heads that share a key-value head."""
+    return (a.flatten(2, 3) @ b).unflatten(2, a.shape[2:4])
+
+
+def _attend(problem: _Problem, queries: slice, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
+    """The result for one block of queries, (b, g, r, i, f), and its log_sum in base 2, (b, g, r, i, 1)."""
+    query = problem.of_queries(problem.query, queries) * (problem.options.scale * LOG2_E)
+    maximum = query.new_full((*query.shape[:-1], 1), -torch.inf)
+    total, result = torch.zeros_like(maximum), query.new_zeros(*query.shape[:-1], problem.value.shape[3])
+    for tile in tiles:
+        scores, _ = problem.scores(query, tile)
+        highest = torch.maximum(maximum, scores.amax(-1, keepdim=True))
+        shift = highest.masked_fill(highest == -torch.inf, 0.0)  # while nothing is visible
+        weights, rescale = scores.sub_(shift).exp2_(), (maximum - shift).exp2_()
+        total = total * rescale + weights.sum(-1, keepdim=True)
+        value = problem.of_keys(problem.value, tile.keys)
+        result = result * rescale + _product(problem.drop(weights, tile), value)
+        maximum = highest
+    blind = total == 0
+    log_sum = (maximum + total.log2()).masked_fill_(blind, torch.inf)  # makes every weight zero when made again
+    return result / total.masked_fill_(blind, 1.0), log_sum
+
+
+class _Gradients:
+    """Sums over tiles of the gradients of query, key, value, slopes and bias."""
+
+    def __init__(self, problem: _Problem, needed: tuple[bool, ...]) -> None:
+        self.problem = problem
+        self.query = torch.empty_like(problem.query)
+        self.key, self.value = (torch.zeros_like(x, dtype=problem.wide) for x in (problem.key, problem.value))
+        self.slopes = torch.zeros_like(problem.slopes) if needed[3] else None
+        self.bias = torch.zeros_like(problem.bias, dtype=problem.wide) if needed[4] else None
+
+    def found(self) -> tuple[Tensor | None, ...]:
+        """The sums, in the order of the arguments."""
+        return self.query, self.key, self.value, None if self.slopes is None else self.slopes.flatten(), self.bias
+
+    def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, log_sum: Tensor) -> None:
+        """Add what one block of queries contributes."""
+        problem, scale = self.problem, self.problem.options.scale
+        query, grad, output, log_sum = (problem.of_queries(x, queries) for x in (problem.query, grad, output, log_sum))
+        delta = (grad * output).sum(-1, keepdim=True)
+        query, query_grad = query * scale, torch.zeros_like(query)
+        for tile in tiles:
+            scores, tanh = problem.scores(query * LOG2_E, tile)
+            weights = scores.sub_(log_sum).exp2_()
+            self.value[:, :, tile.keys] += _transposed_product(problem.drop(weights, tile), grad)
+            value_grad = _product(grad, problem.of_keys(problem.value, tile.keys).mT)
+            score_grad = problem.drop(value_grad, tile).sub_(delta).mul_(weights)
+            self._add_to_terms(tile, score_grad)
+            if tanh is not None:
+                score_grad.mul_(1 - tanh.square())
+            self.key[:, :, tile.keys] += _transposed_product(score_grad, query)
+            query_grad += _product(score_grad, problem.of_keys(problem.key, tile.keys))
+        self.query[:, :, queries] = query_grad.mul_(scale).flatten(1, 2)
+
+    def _add_to_terms(self, tile: Tile, score_grad: Tensor) -> None:
+        """Gradients of what is added to the scores."""
+        if self.slopes is not None:
+            distance = self.problem.options.mask.tile(tile.queries, tile.keys).distance().abs()
+            self.slopes -= (score_grad * distance[:, None, None]).sum((0, 3, 4))[..., None, None]
+        if self.bias is not None:
+            part = self.problem.bias_of(self.bias, tile)
+            part += score_grad.flatten(1, 2).sum_to_size(part.shape)
+
+
+def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """The sum over r and i of a (b, g, r, i, j) times b (b, g, r, i, y)."""
+    return a.flatten(2, 3).mT @ b.flatten(2, 3)
