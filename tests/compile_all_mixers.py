@@ -1,11 +1,15 @@
 """Trace every mixer whole with torch.compile; run by test_mixers.py in a separate process."""
 
+import warnings
+
 import laws
 import torch
 from mixer_cases import CASES
 from test_mixers import make
 
 torch.set_num_threads(1)
+# tracing an autograd function makes torch warn about torch's own code
+warnings.filterwarnings("ignore", ".*autograd.function.Function.* should not be instantiated", DeprecationWarning)
 for case in CASES:
     mixer = make(case)
     x = laws.random_input(mixer)

@@ -188,6 +188,4 @@ def test_every_public_mixer_has_a_case() -> None:
 def test_compiles_without_graph_breaks() -> None:
     """In a process of its own, because torch.compile cannot trace through the run-time shape checks of this one."""
     folder = Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-W", "error", folder / "compile_all_mixers.py"], check=True, cwd=folder.parent, timeout=300
-    )
+    subprocess.run([sys.executable, "-W", "error", folder / "compile_all_mixers.py"], check=True, cwd=folder.parent)

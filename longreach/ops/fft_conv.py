@@ -97,9 +97,15 @@ def _channel_groups(u: Tensor, plan: Plan) -> list[slice]:
     """The channels cut into groups whose transforms fit into the cache."""
     blocks = -(-u.shape[-1] // plan.stride)
     bytes_per_channel = 4 * u.shape[0] * blocks * plan.size
-    budget = CACHE * torch.get_num_threads() if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
+    budget = CACHE * _threads() if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
     step = max(FEWEST_CHANNELS, budget // bytes_per_channel)
     return [slice(start, start + step) for start in range(0, u.shape[1], step)]
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    """The number of threads, which torch.compile cannot trace."""
+    return torch.get_num_threads()
 
 
 def _rows(inputs: Tensors, rows: slice) -> Tensors:
