@@ -125,12 +125,12 @@ class ImplicitFilter(nn.Module):
                 s = torch.addmm(self.frequency * bias, s, (self.frequency[:, None] * weight).mT).sin()
             taps = self.output @ s.mT  # (c, n)
             if self.options.modulate:
-                taps = taps * (self._window(count) + self.options.shift)
+                taps = taps * (self.window(count) + self.options.shift)
             if self.options.normalized:
                 taps = taps / taps.abs().sum(0)
             return taps.unflatten(0, (self.n_filters, -1))
 
-    def _window(self, count: int) -> Float[Tensor, "c {count}"]:
+    def window(self, count: int) -> Float[Tensor, "c {count}"]:
         """exp(-t |decay|)."""
         time = torch.arange(count, device=self.decay.device, dtype=self.decay.dtype) / max(self.length - 1, 1)
         return (-self.decay.abs()[:, None] * time).exp()
