@@ -46,7 +46,7 @@ def run(parsed: Namespace) -> int:
 def _choose(parsed: Namespace) -> tuple[Experiment, Path]:
     """The experiment to run and the folder it goes to."""
     if parsed.resume is not None:
-        if parsed.config or parsed.run or parsed.task is not None or parsed.model is not None:
+        if _begins_another(parsed):
             raise InputError(
                 f"--resume continues {parsed.resume} as it was begun and takes no other options; "
                 f"for others begin a new run: longreach train --config {parsed.resume}/config.yaml ..."
@@ -54,10 +54,14 @@ def _choose(parsed: Namespace) -> tuple[Experiment, Path]:
         folder = RunFolder(parsed.resume)
         folder.require_run()
         return read_experiment(folder.config), folder.path
-    for section in ("task", "model"):
-        if parsed[section] is None:
-            raise InputError(f"there is no {section} to train; name a configuration: --config configs/....yaml")
     return build_experiment(parsed), parsed.run or default_folder(_name(parsed))
+
+
+def _begins_another(parsed: Namespace) -> bool:
+    """Whether there are options that `--resume` does not take."""
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return any(parsed[name] != default for name, default in parser.get_defaults().items() if name != "resume")
 
 
 def _name(parsed: Namespace) -> str:

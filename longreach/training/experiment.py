@@ -8,8 +8,9 @@ The signatures of these classes are the schema.  A class of this package is name
 path.  Read by jsonargparse: an unknown key or a value of the wrong type is an error that names it.
 """
 
+from argparse import ArgumentError
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from torch import nn
@@ -20,6 +21,12 @@ import longreach.tasks  # noqa: F401 (these imports make the classes known by th
 from longreach.errors import InputError
 from longreach.tasks.base import ModelFactory, Task
 from longreach.training.options import TrainingOptions
+
+SECTIONS: dict[str, tuple[Any, str]] = {
+    "task": (Task, "What is learned, and from which data."),
+    "model": (ModelFactory, "What learns it."),
+    "training": (TrainingOptions, "How."),
+}
 
 
 class Experiment(NamedTuple):
@@ -36,29 +43,43 @@ def add_experiment_arguments(parser: ArgumentParser) -> None:
     """Add --config, --task, --model and --training, with dotted names for everything in them."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument("--config", action="config", help="A YAML file with the sections task, model and training.")
-    parser.add_argument("--task", type=Task, required=True, help="What is learned, and from which data.")
-    parser.add_argument("--model", type=ModelFactory, required=True, help="What learns it.")
-    parser.add_argument("--training", type=TrainingOptions, help="How.")
+    for name, (kind, text) in SECTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
 
 
 def build_experiment(parsed: Namespace) -> Experiment:
-    """The objects that parsed arguments describe."""
-    sections = Namespace({name: parsed[name] for name in ("task", "model", "training")})
-    parser = _parser()
-    built = parser.instantiate(sections.clone())
+    """The objects that parsed arguments describe; the model is built when its factory is called."""
+    for name in ("task", "model"):
+        if parsed[name] is None:
+            raise InputError(f"there is no {name} to train; name a configuration: --config configs/....yaml")
 
     def build_model(size: int) -> nn.Module:
-        """A new model each time: what the model is made of is built now, under the caller's seed."""
-        return parser.instantiate(sections.clone()).model(size)
+        """A new model each time, with everything that it is made of, under the caller's seed."""
+        return _build_section("model", parsed)(size)
 
-    return Experiment(built.task, build_model, built.training, parser.dump(sections, skip_unset=False))
+    sections = Namespace({name: parsed[name] for name in SECTIONS})
+    return Experiment(
+        task=_build_section("task", parsed),
+        model=build_model,
+        training=_build_section("training", parsed),
+        config=_parser().dump(sections, skip_unset=False),
+    )
 
 
 def read_experiment(path: Path) -> Experiment:
     """The experiment in a file; raises InputError if it is not a valid one."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    return build_experiment(_parser().parse_path(path))
+    try:
+        return build_experiment(_parser().parse_path(path))
+    except ArgumentError as error:
+        raise InputError(f"{path} is not a configuration that can be used: {error}") from error
+
+
+def _build_section(name: str, parsed: Namespace) -> Any:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", type=SECTIONS[name][0])
+    return parser.instantiate(Namespace({name: parsed[name]}).clone())[name]
 
 
 def _parser() -> ArgumentParser:

@@ -54,7 +54,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise InputError(
-                f"training.steps is {self.steps} and training.minutes is {self.minutes}; give exactly one of the two"
+                f"training.steps is {self.steps} and training.minutes is {self.minutes}; give exactly one of the two, "
+                "and set the other to null where a file gives it"
             )
         for name in ("steps", "minutes", "lr", "grad_clip", "accumulate", "evaluate_every", "save_every", "log_every"):
             value = getattr(self, name)
