@@ -102,10 +102,9 @@ def _channel_groups(u: Tensor, plan: Plan) -> list[slice]:
     return [slice(start, start + step) for start in range(0, u.shape[1], step)]
 
 
-@torch.compiler.assume_constant_result
 def _threads() -> int:
-    """The number of threads, which torch.compile cannot trace."""
-    return torch.get_num_threads()
+    """The number of threads; torch.compile cannot trace that, and plans its own loops anyway."""
+    return 1 if torch.compiler.is_compiling() else torch.get_num_threads()
 
 
 def _rows(inputs: Tensors, rows: slice) -> Tensors:

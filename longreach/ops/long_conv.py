@@ -4,8 +4,8 @@
     v_t = gate_before_t * u_t
 
 Time is linear (what lies outside of 0 .. l-1 is zero) or circular with a given period.  Two conventions are published
-for the filter that looks into the future: it starts one step ahead (`reverse_lag` 1: S4, LongConv, M2) or at the present,
-which both filters then see (`reverse_lag` 0: safari, H3).
+for the filter that looks into the future: it starts one step ahead (`reverse_lag` 1: S4, LongConv, M2) or at the
+present, which both filters then see (`reverse_lag` 0: safari, H3).
 
 Hyena (https://arxiv.org/abs/2302.10866) and FlashFFTConv (https://arxiv.org/abs/2311.05908) are built on this operator.
 
@@ -31,16 +31,26 @@ def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
     return pad(kernel, (0, 1))[:, torch.where(inside, lag, kernel.shape[-1])]
 
 
-def _check(u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, reverse_lag: int, period: int | None) -> None:
-    filters = [kernel] if reverse_kernel is None else [kernel, reverse_kernel]
-    if any(f.shape[0] != u.shape[1] for f in filters):
+def _check(u: Tensor, filters: tuple[Tensor | None, ...], gates: tuple[Tensor | None, ...], reverse_lag: int) -> None:
+    if u.shape[-1] == 0 or filters[0] is None or filters[0].shape[-1] == 0:
+        raise InputError(f"long_conv: u {tuple(u.shape)} and the kernel need at least one position each")
+    shapes = [tuple(x.shape) for x in (*filters, *gates) if x is not None]
+    if any(f is not None and f.shape[0] != u.shape[1] for f in filters) or any(
+        gate is not None and gate.shape != u.shape for gate in gates
+    ):
         raise InputError(
-            f"u has shape {tuple(u.shape)}: a kernel of shape ({u.shape[1]}, taps) fits, got {[tuple(f.shape) for f in filters]}"
+            f"long_conv: u is {tuple(u.shape)}; kernels must be ({u.shape[1]}, taps), skip ({u.shape[1]},) and gates like "
+            f"u, but there are {shapes}"
         )
     if reverse_lag not in (0, 1):
-        raise InputError(f"reverse_lag={reverse_lag}: the reverse kernel starts at lag 0 or at lag 1")
-    if period is not None and period < u.shape[-1]:
-        raise InputError(f"period={period} is shorter than the length {u.shape[-1]} of u; use at least the length")
+        raise InputError(f"long_conv: reverse_lag={reverse_lag}; the reverse kernel starts at lag 0 or at lag 1")
+
+
+def _check_period(period: int | None, length: int) -> None:
+    if period is not None and period < length:
+        raise InputError(
+            f"long_conv: period={period} is less than the length {length} of u; cut u or take a longer one"
+        )
 
 
 @op
@@ -56,7 +66,8 @@ def long_conv(
     period: int | None = None,
 ) -> Float[Tensor, "b d l"]:
     """Filter every channel of `u` with its own kernels.  The definition costs O(l^2), computed in float32 or wider."""
-    _check(u, kernel, reverse_kernel, reverse_lag, period)
+    _check(u, (kernel, reverse_kernel, skip), (gate_before, gate_after), reverse_lag)
+    _check_period(period, u.shape[-1])
     wide = torch.promote_types(u.dtype, torch.float32)
     v = u.to(wide) if gate_before is None else gate_before.to(wide) * u.to(wide)
     position = torch.arange(u.shape[-1], device=u.device)
@@ -88,7 +99,8 @@ def _fft(
     period: int | None = None,
 ) -> Tensor:
     """O(l log l): circular at a size at which nothing wraps around, or at the period that is asked for."""
-    _check(u, kernel, reverse_kernel, reverse_lag, period)
+    _check(u, (kernel, reverse_kernel, skip), (gate_before, gate_after), reverse_lag)
+    _check_period(period, u.shape[-1])
     wide = torch.promote_types(u.dtype, torch.float32)
     length = u.shape[-1]
     taps, future = kernel.to(wide), None

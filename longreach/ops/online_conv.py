@@ -10,7 +10,7 @@ few inputs that fill no block yet.  Merging costs one FFT; everything else is sh
 A block as long as the filter has no influence beyond its tile; it is dropped when its tile ends, so that the state of a
 filter of k taps never holds more than O(k) inputs, however long the stream is.
 
-This is the relaxed multiplication of van der Hoeven (https://doi.org/10.1016/S0747-7171(02)00107-1), used for generation
+This is the relaxed multiplication of van der Hoeven (https://doi.org/10.1016/S0747-7171(02)00107-1), used to generate
 in Flash Inference (https://arxiv.org/abs/2410.12982) and FutureFill (https://arxiv.org/abs/2410.03766).
 
 Axes: b batch, d channels (each with its own filter), l length of a chunk, u size of a block, r < BASE, n taps.
