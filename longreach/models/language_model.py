@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint, SequenceMixer
 from longreach.models.backbone import Backbone, BackboneState
+from longreach.ops.cross_entropy import linear_cross_entropy
 
 
 class LanguageModel(nn.Module):
@@ -121,8 +122,8 @@ class LanguageModel(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = F.linear(hidden, self._output_weight()).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        losses = linear_cross_entropy(hidden.flatten(0, 1), self._output_weight(), targets.flatten())
+        return losses.view_as(targets)
 
     def _initialise(self, std: float) -> None:
         nn.init.normal_(self.embedding.weight, std=std)
