@@ -1,6 +1,6 @@
-"""Learned absolute positions, as a backbone that adds them to its input and hands over to another one.
+"""Learned absolute positions, as a backbone that adds them to its input.
 
-    h_t = backbone(x + P)_t          P a table with one row for every position (Vaswani et al. 2017, GPT-2)
+    h = backbone(x + P)            P a table with one row for every position (Vaswani et al. 2017, GPT-2)
 
     LanguageModel(256, LearnedPositions(Backbone(...), length=8192))
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
-from longreach.models.backbone import Backbone, BackboneState, Block
+from longreach.models.backbone import Backbone, BackboneState
 
 
 class PositionState(NamedTuple):
@@ -27,10 +27,12 @@ class PositionState(NamedTuple):
 
 
 class LearnedPositions(Backbone):
-    """Adds a learned vector for each position to the input of `backbone`; the state counts as one more layer.
+    """The layers of `backbone`, behind a sum with a learned vector for each position.
+
+    The state holds the next position as if it were that of one more layer.
 
     Args:
-        backbone: the stack of mixers.
+        backbone: the stack of mixers, which becomes part of this one.
         length: number of positions, which becomes the longest sequence that can be read.
         dropout: probability of dropping a channel of the sum.
     """
@@ -39,30 +41,25 @@ class LearnedPositions(Backbone):
         SequenceMixer.__init__(self, backbone.d_model, causal=backbone.causal)
         if length < 1:
             raise InputError(f"length={length}: a table of positions has at least one")
-        self.inner = backbone
+        self.blocks, self.norm, self.recompute = backbone.blocks, backbone.norm, backbone.recompute
         self.table = nn.Parameter(torch.empty(length, backbone.d_model).normal_(std=0.02))
         self.dropout = nn.Dropout(dropout)
         self.max_length = min(length, backbone.max_length or length)
 
-    @property
-    def blocks(self) -> list[Block]:
-        """The layers of the backbone."""
-        return self.inner.blocks
-
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """All layers, on the whole sequence."""
         start = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return self.inner(self._add(x, start, mask), mask)
+        return super().forward(self._add(x, start, mask), mask)
 
     def init_state(self, batch_size: int) -> BackboneState:
         """Every row at position 0."""
         first = torch.zeros(batch_size, dtype=torch.long, device=self.table.device)
-        return _with_position(first, self.inner.init_state(batch_size))
+        return _with_position(first, super().init_state(batch_size))
 
     def step(self, x: Float[Tensor, "b d"], state: BackboneState) -> tuple[Float[Tensor, "b d"], BackboneState]:
         """All layers, on one position."""
         position, inner = _without_position(state)
-        y, inner = self.inner.step(self._add(x[:, None], position, None)[:, 0], inner)
+        y, inner = super().step(self._add(x[:, None], position, None)[:, 0], inner)
         return y, _with_position(position + 1, inner)
 
     def prefill(
@@ -70,7 +67,7 @@ class LearnedPositions(Backbone):
     ) -> tuple[Float[Tensor, "b l d"], BackboneState]:
         """All layers, on a chunk."""
         position, inner = _without_position(state)
-        y, inner = self.inner.prefill(self._add(x, position, mask), inner, mask)
+        y, inner = super().prefill(self._add(x, position, mask), inner, mask)
         return y, _with_position(position + (x.shape[1] if mask is None else mask.sum(1)), inner)
 
     def _add(self, x: Tensor, start: Tensor, mask: Tensor | None) -> Tensor:

@@ -70,8 +70,10 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Options that change nothing in what is computed (`wd`: filters never decay here)."""
 
-IGNORED = r"pos_emb\.t|implicit_filter\.\d+\.freq|modulation\.deltas|bias"
-"""Tensors of a filter that no rule may need: computed from others, tied to others, or switched off."""
+ESSENTIAL = (
+    "in_proj.weight", "short_filter.weight", "filter_fn.pos_emb.z", "filter_fn.implicit_filter.0.weight",
+)  # fmt: skip
+"""The tensors that `infer` looks at."""
 
 
 class Rule(NamedTuple):
