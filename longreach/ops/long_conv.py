@@ -32,15 +32,12 @@ def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
 
 
 def _check(u: Tensor, filters: tuple[Tensor | None, ...], gates: tuple[Tensor | None, ...], reverse_lag: int) -> None:
-    if u.shape[-1] == 0 or filters[0] is None or filters[0].shape[-1] == 0:
-        raise InputError(f"long_conv: u {tuple(u.shape)} and the kernel need at least one position each")
-    shapes = [tuple(x.shape) for x in (*filters, *gates) if x is not None]
-    if any(f is not None and f.shape[0] != u.shape[1] for f in filters) or any(
-        gate is not None and gate.shape != u.shape for gate in gates
-    ):
+    given = [x for x in filters if x is not None]
+    gates_fit = all(gate is None or gate.shape == u.shape for gate in gates)
+    if not gates_fit or any(x.shape[0] != u.shape[1] for x in given) or 0 in (u.shape[-1], given[0].shape[-1]):
         raise InputError(
-            f"long_conv: u is {tuple(u.shape)}; kernels must be ({u.shape[1]}, taps), skip ({u.shape[1]},) and gates like "
-            f"u, but there are {shapes}"
+            f"long_conv: u is {tuple(u.shape)}; kernels must be ({u.shape[1]}, taps), skip ({u.shape[1]},) and gates "
+            f"like u, none of them empty; got {[tuple(x.shape) for x in (*filters, *gates) if x is not None]}"
         )
     if reverse_lag not in (0, 1):
         raise InputError(f"long_conv: reverse_lag={reverse_lag}; the reverse kernel starts at lag 0 or at lag 1")

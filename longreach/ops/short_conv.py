@@ -2,7 +2,9 @@
 
     y_t = bias + sum_j weight[width-1-j] x_{t-j}          so weight[:, -1] multiplies the current sample
 
-Axes: b batch, d channels, l length; the second axis of `weight` counts the `width` taps.
+The state of a short convolution is its tail, the last width - 1 inputs.
+
+Axes: b batch, d channels, l length, k = width taps.
 """
 
 import torch
@@ -13,13 +15,19 @@ from torch.nn.functional import conv1d, pad
 from longreach.errors import InputError
 from longreach.ops.backend import op
 
+FEW = 1 << 16
+"""Below this many elements the cost of a call decides, and the sum of shifted inputs is called faster."""
+
 
 def _with_past(x: Tensor, width: int, tail: Tensor | None) -> Tensor:
     """`x` preceded by the width - 1 inputs before it, zeros where there is no `tail`."""
     if tail is None:
         return pad(x, (width - 1, 0))
-    if tail.shape[-1] != width - 1:
-        raise InputError(f"tail has {tail.shape[-1]} positions; a filter of width {width} needs the last {width - 1}")
+    if tail.shape != (*x.shape[:2], width - 1):
+        raise InputError(
+            f"short_conv: tail is {tuple(tail.shape)}; behind x {tuple(x.shape)} a filter of width {width} needs "
+            f"{(*x.shape[:2], width - 1)}"
+        )
     return torch.cat([tail.to(x.dtype), x], dim=-1)
 
 
@@ -30,23 +38,33 @@ def short_conv(
     bias: Float[Tensor, " d"] | None = None,
     tail: Float[Tensor, "b d _"] | None = None,
 ) -> Float[Tensor, "b d l"]:
-    """Each channel filtered with its own `weight`; `tail` holds the width - 1 inputs before `x` (None: zeros)."""
-    length, width = x.shape[-1], weight.shape[-1]
-    past = _with_past(x, width, tail)
-    y = sum(weight[:, j, None] * past[..., j : j + length] for j in range(width))
-    return y if bias is None else y + bias[:, None]
+    """Each channel filtered with its own `weight`; `tail` holds the inputs before `x` (None: zeros).
+
+    Takes O(b d l k); sums are in float32 or wider, the result has the dtype of `x`.
+    """
+    length, width, wide = x.shape[-1], weight.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    past, weight = _with_past(x, width, tail), weight.to(wide)
+    y = weight[:, -1:] * past[..., width - 1 :]
+    for j in range(width - 1):
+        y = y + weight[:, j, None] * past[..., j : j + length]
+    return (y if bias is None else y + bias.to(wide)[:, None]).to(x.dtype)
 
 
-@short_conv.backend("conv1d")
+def _conv1d_yields(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
+    return "is slower to call than the sum, and there is little to do" if x.numel() < FEW else None
+
+
+@short_conv.backend("conv1d", yields=_conv1d_yields)
 def _conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
-    """The same through torch's depthwise convolution."""
+    """The same through torch's depthwise convolution, which reads the input once; weights in the dtype of `x`."""
     past = _with_past(x, weight.shape[-1], tail)
-    return conv1d(past, weight[:, None], bias, groups=weight.shape[0])
+    bias = None if bias is None else bias.to(x.dtype)
+    return conv1d(past, weight.to(x.dtype)[:, None], bias, groups=weight.shape[0])
 
 
 def short_conv_tail(
-    x: Float[Tensor, "b d l"], tail: Float[Tensor, "b d k"] | None, width: int
+    x: Float[Tensor, "b d l"], tail: Float[Tensor, "b d {width-1}"] | None, width: int
 ) -> Float[Tensor, "b d {width-1}"]:
-    """The last width - 1 inputs after reading `x` behind `tail`: the state of a short convolution."""
+    """The last width - 1 inputs after `x` was read behind `tail` (None: zeros), in the dtype of `tail`."""
     past = _with_past(x, width, tail)
-    return past[..., past.shape[-1] - (width - 1) :].clone()
+    return past[..., past.shape[-1] - (width - 1) :].to(x.dtype if tail is None else tail.dtype, copy=True)
