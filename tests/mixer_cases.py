@@ -8,13 +8,20 @@ where they can be, so that they bite.
 from collections.abc import Callable
 
 from longreach.hippo import DiagonalInit
-from longreach.mixers import S4D, FilterOptions, Hyena, SequenceMixer
+from longreach.mixers import S4D, Attention, FilterOptions, Hyena, SequenceMixer
 from longreach.mixers import S4DOptions as Options
 
 WIDTH = 8
 """d_model in every case."""
 
 CASES: dict[str, Callable[[], SequenceMixer]] = {
+    "attention": lambda: Attention(WIDTH, n_heads=2),
+    "attention-grouped-window": lambda: Attention(WIDTH, n_kv_heads=2, window=5, rotary_base=100.0, dropout=0.3),
+    "attention-alibi": lambda: Attention(WIDTH, n_heads=4, n_kv_heads=1, position="alibi", bias=True),
+    "attention-alibi-window": lambda: Attention(WIDTH, n_heads=2, position="alibi", window=7),
+    "attention-plain": lambda: Attention(WIDTH, n_heads=1, position="none", bias=True),
+    "attention-bidirectional": lambda: Attention(WIDTH, n_heads=2, causal=False),
+    "attention-bidirectional-window": lambda: Attention(WIDTH, n_heads=2, position="alibi", window=12, causal=False),
     "s4d": lambda: S4D(WIDTH, d_state=6),
     "s4d-lin-bidirectional": lambda: S4D(
         WIDTH,

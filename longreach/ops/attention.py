@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from longreach.errors import InputError
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
-from longreach.ops.attention_tiled import Options, TiledAttention
+from longreach.ops.attention_tiled import Options, tiled_attention
 from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
 
@@ -93,13 +93,8 @@ def _tiled(
     _check(query, key, mask, dropout, dropout_seed)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask = mask.located(query.shape[2], key.shape[2], query.device)
-    inputs = _differentiable_once(query, key, value, alibi_slopes, bias)
-    with torch.autocast(query.device.type, enabled=False):
-        return TiledAttention.apply(*inputs, Options(mask, scale, softcap, dropout, dropout_seed if dropout else None))
-
-
-def _differentiable_once(*inputs: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else differentiable_once(x, "attention") for x in inputs]
+    options = Options(scale, softcap, dropout, dropout_seed if dropout else None)
+    return tiled_attention((query, key, value, alibi_slopes, bias), mask, options)
 
 
 def _sdpa_refuses(
@@ -157,7 +152,7 @@ def _sdpa(
         extra = extra if bias is None else extra + bias
     causal = mask.causal and query.shape[2] > 1
     grouped = query.shape[1] != key.shape[1]
-    query, key, value = _differentiable_once(query, key, value)
+    query, key, value = (differentiable_once(x, "attention") for x in (query, key, value))
     return scaled_dot_product_attention(
         query, key, value, attn_mask=extra, is_causal=causal, scale=scale, enable_gqa=grouped
     )

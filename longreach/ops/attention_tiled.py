@@ -17,16 +17,16 @@ Axes: b batch, g key-value heads, r query heads of each, l queries, m keys, e an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.attention_tiles import Tile, rows_of_tiles
+from longreach.ops.differentiable_once import second_derivative_message
 
 LOG2_E = math.log2(math.e)
 TILE = 2**19
@@ -35,60 +35,106 @@ SIDES = (64, 512)
 """The shortest and the longest side of a tile."""
 
 
-class Options(NamedTuple):
-    """What has no derivative.  `mask` has positions."""
+ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? alibi_slopes, Tensor? bias, "  # with derivatives
+    "bool causal, int? window, Tensor? key_mask, Tensor? query_segment, Tensor? key_segment, "
+    "Tensor? query_position, Tensor? key_position, "  # AttentionMask
+    "float scale, float? softcap, float dropout, Tensor? dropout_seed"  # Options
+)
+N_INPUTS = 5
 
-    mask: AttentionMask
+
+class Options(NamedTuple):
+    """What is neither a tensor with a derivative nor a mask."""
+
     scale: float
     softcap: float | None
     dropout: float
     dropout_seed: Tensor | None
 
 
-class TiledAttention(torch.autograd.Function):
-    """Attention of query, key, value, slopes, bias (see longreach.ops.attention) with options."""
+def tiled_attention(inputs: tuple[Tensor | None, ...], mask: AttentionMask, options: Options) -> Tensor:
+    """Attention of query, key, value, slopes and bias as longreach.ops.attention defines it; `mask` has positions."""
+    return _forward(*inputs, *mask, *options)[0]
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *inputs, options = arguments
-        problem = _Problem(*inputs, options)
-        query, value = problem.query, problem.value
-        output = query.new_empty(*query.shape[:3], value.shape[3])
-        log_sum = query.new_empty(*query.shape[:3], 1, dtype=problem.wide)
+
+@torch.library.custom_op(
+    "longreach::tiled_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor output, Tensor log_sum)"
+)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The result, and the base-2 logarithm of each query's sum of exponentials."""
+    problem = _Problem(arguments)
+    output, log_sum = _allocate(*arguments)
+    with torch.autocast(output.device.type, enabled=False):
         for queries, tiles in problem.rows():
-            result = _attend(problem, queries, tiles)
-            output[:, :, queries], log_sum[:, :, queries] = (x.flatten(1, 2) for x in result)
-        ctx.save_for_backward(*inputs, output, log_sum)
-        ctx.options = options
-        return output
+            block, block_log_sum = _attend(problem, queries, tiles)
+            output[:, :, queries], log_sum[:, :, queries] = block.flatten(1, 2), block_log_sum.flatten(1, 2)
+    return output, log_sum
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, output, log_sum = ctx.saved_tensors
-        gradients = _Gradients(_Problem(*inputs, ctx.options), ctx.needs_input_grad)
+
+@_forward.register_fake
+def _allocate(*arguments: Any) -> tuple[Tensor, Tensor]:
+    query, value = arguments[0], arguments[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(*query.shape[:3], 1, dtype=wide)
+
+
+@torch.library.custom_op(
+    "longreach::tiled_attention_gradients",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor output, Tensor log_sum, bool[] needed, {ARGUMENTS}) -> Tensor[]",
+)
+def _gradients(grad: Tensor, output: Tensor, log_sum: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
+    """The gradients of those of the five inputs that need one."""
+    gradients = _Gradients(_Problem(arguments), needed)
+    with torch.autocast(grad.device.type, enabled=False):
         for queries, tiles in gradients.problem.rows():
             gradients.add(queries, tiles, grad, output, log_sum)
-        found = gradients.found()
-        return (*(None if x is None else g.to(x.dtype) for x, g in zip(inputs, found, strict=True)), None)
+    return gradients.found()
+
+
+@_gradients.register_fake
+def _allocate_gradients(grad: Tensor, output: Tensor, log_sum: Tensor, needed: list[bool], *arguments: Any) -> list:
+    return [torch.empty_like(x) for x, wanted in zip(arguments[:N_INPUTS], needed, strict=True) if wanted]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    output, log_sum, *tensors = ctx.saved_tensors
+    arguments = [option if tensor is None else tensor for tensor, option in zip(tensors, ctx.options, strict=True)]
+    needed = list(ctx.needs_input_grad[:N_INPUTS])
+    found = iter(_gradients(grad, output, log_sum, needed, *arguments))
+    return tuple(next(found) if wanted else None for wanted in needed) + (None,) * (len(arguments) - N_INPUTS)
+
+
+def _refuse_backward(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(second_derivative_message("attention"))
+
+
+_forward.register_autograd(_backward, setup_context=_save_for_backward)
+_gradients.register_autograd(_refuse_backward)
 
 
 class _Problem:
     """The arguments of one call, and how they are cut into tiles."""
 
-    def __init__(
-        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, bias: Tensor | None, options: Options
-    ) -> None:
-        self.query, self.key, self.value, self.bias, self.options = query, key, value, bias, options
-        self.wide = torch.promote_types(query.dtype, torch.float32)
-        self.n_groups = key.shape[1]
+    def __init__(self, arguments: Sequence[Any]) -> None:
+        self.query, self.key, self.value, slopes, self.bias = arguments[:N_INPUTS]
+        self.mask = AttentionMask(*arguments[N_INPUTS : -len(Options._fields)])
+        self.options = Options(*arguments[-len(Options._fields) :])
+        self.wide = torch.promote_types(self.query.dtype, torch.float32)
+        self.n_groups = self.key.shape[1]
         self.slopes = None if slopes is None else slopes.to(self.wide).view(self.n_groups, -1, 1, 1)
-        side = math.isqrt(TILE // max(1, query.shape[0] * query.shape[1]))
+        side = math.isqrt(TILE // max(1, self.query.shape[0] * self.query.shape[1]))
         self.side = min(max(side // SIDES[0] * SIDES[0], SIDES[0]), SIDES[1])
 
     def rows(self) -> Iterator[tuple[slice, list[Tile]]]:
         """The blocks of queries, each with the tiles that it needs."""
-        return rows_of_tiles(self.options.mask, self.query.shape[2], self.key.shape[2], self.side)
+        return rows_of_tiles(self.mask, self.query.shape[2], self.key.shape[2], self.side)
 
     def of_queries(self, x: Tensor, queries: slice) -> Tensor:
         """A block of x (b, h, l, _) as (b, g, r, i, _), wide."""
@@ -107,7 +153,7 @@ class _Problem:
     def scores(self, query: Tensor, tile: Tile) -> tuple[Tensor, Tensor | None]:
         """The scores of a tile times log2(e), and with a soft-cap their tanh; `query` holds q scale log2(e)."""
         scores, tanh = _product(query, self.of_keys(self.key, tile.keys).mT), None
-        mask, softcap = self.options.mask.tile(tile.queries, tile.keys), self.options.softcap
+        mask, softcap = self.mask.tile(tile.queries, tile.keys), self.options.softcap
         if softcap is not None:
             tanh = scores.div_(softcap * LOG2_E).tanh_()
             scores = tanh * (softcap * LOG2_E)
@@ -157,16 +203,18 @@ def _attend(problem: _Problem, queries: slice, tiles: list[Tile]) -> tuple[Tenso
 class _Gradients:
     """Sums over tiles of the gradients of query, key, value, slopes and bias."""
 
-    def __init__(self, problem: _Problem, needed: tuple[bool, ...]) -> None:
-        self.problem = problem
+    def __init__(self, problem: _Problem, needed: list[bool]) -> None:
+        self.problem, self.needed = problem, needed
         self.query = torch.empty_like(problem.query)
         self.key, self.value = (torch.zeros_like(x, dtype=problem.wide) for x in (problem.key, problem.value))
         self.slopes = torch.zeros_like(problem.slopes) if needed[3] else None
         self.bias = torch.zeros_like(problem.bias, dtype=problem.wide) if needed[4] else None
 
-    def found(self) -> tuple[Tensor | None, ...]:
-        """The sums, in the order of the arguments."""
-        return self.query, self.key, self.value, None if self.slopes is None else self.slopes.flatten(), self.bias
+    def found(self) -> list[Tensor]:
+        """Those that are needed, in the dtypes of what they belong to."""
+        slopes = None if self.slopes is None else self.slopes.flatten()
+        sums = (self.query, self.key, self.value, slopes, self.bias)
+        return [x.to(self.query.dtype) for x, wanted in zip(sums, self.needed, strict=True) if wanted]
 
     def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, log_sum: Tensor) -> None:
         """Add what one block of queries contributes."""
@@ -190,7 +238,7 @@ class _Gradients:
     def _add_to_terms(self, tile: Tile, score_grad: Tensor) -> None:
         """Gradients of what is added to the scores."""
         if self.slopes is not None:
-            distance = self.problem.options.mask.tile(tile.queries, tile.keys).distance().abs()
+            distance = self.problem.mask.tile(tile.queries, tile.keys).distance().abs()
             self.slopes -= (score_grad * distance[:, None, None]).sum((0, 3, 4))[..., None, None]
         if self.bias is not None:
             part = self.problem.bias_of(self.bias, tile)

@@ -15,6 +15,14 @@ def differentiable_once(x: Float[Tensor, "*axes"], operation: str) -> Float[Tens
     return _Once.apply(x, operation) if torch.is_grad_enabled() and x.requires_grad else x
 
 
+def second_derivative_message(operation: str) -> str:
+    """Why the second derivative of a backend of `operation` is refused, and what to do."""
+    return (
+        f"{operation}: this backend computes first derivatives only; for higher ones put the whole computation "
+        f'inside `with use_backend({operation}="reference")`, which needs more memory'
+    )
+
+
 class _Once(torch.autograd.Function):
     """The identity, with a gradient that refuses to be differentiated."""
 
@@ -38,7 +46,4 @@ class _NoMore(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> None:
-        raise RuntimeError(
-            f"{ctx.operation}: this backend computes first derivatives only; for higher ones put the whole computation "
-            f'inside `with use_backend({ctx.operation}="reference")`, which needs more memory'
-        )
+        raise RuntimeError(second_derivative_message(ctx.operation))
