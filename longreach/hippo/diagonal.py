@@ -80,7 +80,7 @@ class NormalForm(NamedTuple):
 def normal_form(measure: Measure, size: int) -> NormalForm:
     """The eigenvectors of the normal part of a measure's A, those with Im W <= 0, fastest first; O(size^3).
 
-    The phase of an eigenvector is arbitrary; here its first component is real and positive, wherever this runs.
+    The phase of an eigenvector is arbitrary; here its first component that is not 0 is real and positive.
     """
     A, B = transition(measure, size)
     P = low_rank(measure, size)
@@ -91,7 +91,8 @@ def normal_form(measure: Measure, size: int) -> NormalForm:
     if measure == "fourier":  # the frequency 0 occurs twice, with no conjugate pair among its eigenvectors
         V[:, -1] = 0
         V[0, -1], V[1, -1] = 1 / math.sqrt(2), 1j / math.sqrt(2)
-    V = V * torch.polar(torch.ones(V.shape[1], dtype=torch.float64), -V[0].angle())
+    first = V.gather(0, (V.abs() > 1e-6).to(torch.uint8).argmax(0, keepdim=True))
+    V = V * (first.conj() / first.abs())
     return NormalForm(W, V.mH @ P.to(V.dtype), V.mH @ B.to(V.dtype), V)
 
 

@@ -200,12 +200,14 @@ class S4D(SequenceMixer[S4DState]):
     def init_state(self, batch_size: int) -> S4DState:
         """A system at rest."""
         if not self.causal:
-            return super().init_state(batch_size)
+            raise self._no_recurrent_view()
         modes = torch.view_as_complex(self.D.new_zeros(batch_size, self.d_model, self.A_real.shape[1], 2))
         return S4DState(modes, self.D.new_zeros(batch_size, self.d_model, self.taps or 0))
 
     def step(self, x: Float[Tensor, "b d"], state: S4DState) -> tuple[Float[Tensor, "b d"], S4DState]:
         """Advance every mode by one sample, O(d n)."""
+        if not self.causal:
+            raise self._no_recurrent_view()
         log_abar, bbar, C = self._system()
         u = x.to(state.window.dtype)
         modes = log_abar.exp() * state.modes + bbar * u[..., None]
@@ -219,6 +221,8 @@ class S4D(SequenceMixer[S4DState]):
         self, x: Float[Tensor, "b l d"], state: S4DState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], S4DState]:
         """The convolution of the chunk, plus the free decay of what the state already held: O(d (l log l + n l))."""
+        if not self.causal:
+            raise self._no_recurrent_view()
         if mask is None:
             y, state = self._prefill(x.mT, state, None)
             return y.mT, state

@@ -1,0 +1,176 @@
+"""HiPPO matrices, their diagonal forms, the published starts of diagonal systems, and discretisation."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from longreach.errors import InputError
+from longreach.hippo import DiagonalInit, diagonal_system, discretise, low_rank, normal_form, transition
+
+
+def equal(actual: Tensor, expected: Tensor | list[float], tolerance: float = 1e-9) -> None:
+    """Assert that `actual` is `expected` up to rounding."""
+    wished = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, wished, rtol=tolerance, atol=tolerance)
+
+
+def test_legs_projects_on_legendre_polynomials() -> None:
+    """For x' = (A x + B u) / t and u = s^2, the coefficients of s^2 on [0, t] are those of Legendre polynomials."""
+    A, B = transition("legs", 4)
+    # s^2 on [0, 1] = sum_n x_n sqrt(2n+1) P_n(2s - 1) has x = (1/3, 1/(2 sqrt 3), 1/(6 sqrt 5), 0); on [0, t] times t^2
+    x = torch.tensor([1 / 3, 1 / (2 * math.sqrt(3)), 1 / (6 * math.sqrt(5)), 0], dtype=torch.float64)
+    equal(A @ x + B, 2 * x)  # t d/dt of t^2 x
+
+
+def test_fourier_forgets_what_has_left_the_window() -> None:
+    """F - B B^T on a constant input settles at the Fourier coefficients of a constant: B_0 alone."""
+    A, B = transition("fourier", 8)
+    settled = -torch.linalg.pinv(A) @ B  # the sine of frequency 0 belongs to no equation
+    equal(settled, [1.0] + [0.0] * 7)
+
+
+@pytest.mark.parametrize("measure", ["legs", "fourier"])
+@pytest.mark.parametrize("size", [2, 4, 16, 64])
+def test_normal_form_reconstructs_the_matrices(measure, size: int) -> None:
+    A, B = transition(measure, size)
+    W, P, B_c, V = normal_form(measure, size)
+    correction = low_rank(measure, size)
+    whole = torch.cat([V, V.conj()], dim=1)
+    equal(whole.mH @ whole, torch.eye(size), 1e-9)
+    spectrum = torch.diag(torch.cat([W, W.conj()]))
+    rebuilt = whole @ spectrum @ whole.mH - torch.outer(correction, correction)
+    torch.testing.assert_close(rebuilt, A.to(rebuilt.dtype), rtol=1e-9, atol=1e-9 * size**2)
+    equal(2 * (V @ B_c).real, B)
+    equal(2 * (V @ P).real, correction)
+    assert (W.imag <= 1e-9).all()
+    assert (W.imag.diff() >= 0).all()
+    for vector in V.mT:
+        first = vector[vector.abs() > 1e-6][0]
+        assert first.real > 0
+        assert first.imag.abs() < 1e-9
+
+
+def test_legs_spectrum_is_the_published_one() -> None:
+    """Real parts -1/2; for N = 64 the frequencies reach from 0.264 to 1303.27."""
+    W = normal_form("legs", 64).W
+    equal(W.real, torch.full((32,), -0.5))
+    equal(-W.imag[[0, -1]], [1303.27, 0.264], 1e-3)
+
+
+N4_FREQUENCIES = {
+    "lin": [0, math.pi],
+    "inv": [12 / math.pi, 4 / (3 * math.pi)],
+    "inv2": [12 / math.pi, 4 / math.pi],
+    "quad": [1 / math.pi, 9 / math.pi],
+    "real": [0, 0],
+    "fourier": [math.pi, 0],
+}
+
+
+@pytest.mark.parametrize("spectrum", N4_FREQUENCIES)
+def test_spectra(spectrum) -> None:
+    system = diagonal_system(spectrum, 4, 3, DiagonalInit())
+    assert system.A.shape == system.B.shape == (3, 2)
+    equal(-system.A.imag, [N4_FREQUENCIES[spectrum]] * 3)
+    decay = {"real": [1.0, 2.0], "fourier": [0.0, 0.0]}.get(spectrum, [0.5, 0.5])
+    equal(-system.A.real, [decay] * 3)
+    equal(system.B.abs(), [[1.0, math.sqrt(0.5)] if spectrum == "fourier" else [1.0, 1.0]] * 3)
+
+
+def test_legs_brings_its_clipped_input() -> None:
+    system = diagonal_system("legs", 64, 2, DiagonalInit(B="constant"))
+    B = normal_form("legs", 64).B
+    equal(system.B[1].real, B.real)
+    equal(system.B[1].imag, B.imag.clamp(-2, 2))
+    assert (B.imag.abs() > 2).sum() == 11  # as published
+    equal(diagonal_system("lin", 64, 1, DiagonalInit(B="legs")).B[0].imag, B.imag.clamp(-2, 2))
+
+
+def test_random_spectrum_is_log_normal() -> None:
+    frequency = -diagonal_system("rand", 64, 500, DiagonalInit()).A.imag
+    assert frequency.log().mean().abs() < 0.05
+    assert (frequency.log().std() - 1).abs() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "parts"),
+    [("diag", ["inv", "lin"]), ("hippo", ["legs", "fourier"]), ("all", ["legs", "fourier", "inv", "lin"])],
+)
+def test_mixtures_hold_their_parts_one_after_the_other(spectrum, parts) -> None:
+    mixture = diagonal_system(spectrum, 8, 8, DiagonalInit())
+    for part, A, B in zip(parts, mixture.A.chunk(len(parts)), mixture.B.chunk(len(parts)), strict=True):
+        single = diagonal_system(part, 8, 8 // len(parts), DiagonalInit())
+        equal(A, single.A)
+        equal(B, single.B)
+
+
+def test_options_of_the_start() -> None:
+    start = diagonal_system("lin", 8, 1, DiagonalInit(real_scale=2.0, imag_scale=3.0, B_scale=5.0))
+    equal(start.A, [[complex(-1.0, -3 * math.pi * n) for n in range(4)]])
+    equal(start.B, [[5.0] * 4])
+    turns = {"unit-cw": -1, "unit-ccw": 1}
+    for B, sign in turns.items():
+        roots = diagonal_system("lin", 8, 1, DiagonalInit(B=B)).B
+        equal(roots, torch.exp(torch.arange(4) * sign * 2j * math.pi / 8)[None].to(roots.dtype), 1e-6)
+    equal(diagonal_system("lin", 8, 1, DiagonalInit(B="alternating")).B, [[1.0, -1.0, 1.0, -1.0]])
+
+
+def test_random_options_of_the_start() -> None:
+    start = diagonal_system("lin", 8, 2000, DiagonalInit(real_random=True, imag_random=True, B="random"))
+    for uniform in (-start.A.real, -start.A.imag / (4 * math.pi)):
+        assert 0 <= uniform.min() < 0.01
+        assert 0.99 < uniform.max() <= 1
+        assert (uniform.mean() - 0.5).abs() < 0.02
+    assert (start.B.abs().square().mean() - 1).abs() < 0.05
+    assert -diagonal_system("real", 8, 2000, DiagonalInit(real_random=True)).A.real.min() > 3.9
+
+
+def test_normalised_input_gives_unit_variance() -> None:
+    """With C of unit variance, 2 Re sum C B / A, the response to a constant, has variance 2 sum |B/A|^2 = 1."""
+    A, B = diagonal_system("inv", 16, 2, DiagonalInit(normalise=True))
+    equal(2 * (B / A).abs().square().sum(-1), [1.0, 1.0])
+    C = torch.randn(40_000, 8, dtype=torch.complex128)
+    assert ((2 * (C * (B / A)[0]).real.sum(-1)).var() - 1).abs() < 0.05
+
+
+@pytest.mark.parametrize("d_state", [0, 3, -2])
+def test_odd_state_is_refused(d_state: int) -> None:
+    with pytest.raises(InputError, match=f"d_state={d_state}"):
+        diagonal_system("lin", d_state, 1, DiagonalInit())
+
+
+def test_uneven_mixture_is_refused() -> None:
+    with pytest.raises(InputError, match=r"legs and fourier and inv and lin.*multiple of 4, not 6"):
+        diagonal_system("all", 4, 6, DiagonalInit())
+
+
+def test_zero_order_hold_is_the_exact_solution() -> None:
+    """exp(dt [[A, B], [0, 0]]) = [[abar, bbar], [0, 1]]."""
+    A, B = torch.randn(2, 5, dtype=torch.complex128)
+    dt = torch.rand(5, dtype=torch.float64)
+    log_abar, bbar = discretise("zoh", A, B, dt)
+    joint = torch.zeros(5, 2, 2, dtype=torch.complex128)
+    joint[:, 0, 0], joint[:, 0, 1] = A, B
+    exact = torch.linalg.matrix_exp(dt[:, None, None] * joint)
+    equal(log_abar.exp(), exact[:, 0, 0])
+    equal(bbar, exact[:, 0, 1])
+
+
+def test_bilinear_is_the_trapezoid_rule() -> None:
+    """(s_k - s_{k-1}) / dt = A (s_k + s_{k-1}) / 2 + B u."""
+    A, B, s = torch.randn(3, 5, dtype=torch.complex128)
+    dt = torch.rand(5, dtype=torch.float64)
+    log_abar, bbar = discretise("bilinear", A, B, dt)
+    after = log_abar.exp() * s + bbar * 0.7
+    equal((after - s) / dt, A * (after + s) / 2 + B * 0.7)
+
+
+def test_slow_modes_keep_their_precision() -> None:
+    """Where dt A is tiny, abar - 1 would lose all digits in float32; log abar and bbar do not."""
+    A, dt = torch.tensor([-1e-4 + 1e-4j]), torch.tensor([1e-4])
+    for rule in ("zoh", "bilinear"):
+        log_abar, bbar = discretise(rule, A, torch.ones(1, dtype=torch.complex64), dt)
+        torch.testing.assert_close(log_abar, A * dt, rtol=1e-6, atol=0)
+        torch.testing.assert_close(bbar, dt + 0j, rtol=1e-6, atol=0)
