@@ -112,7 +112,7 @@ def write_corpus(plan: CorpusPlan, folder: Path) -> dict[str, Any]:
     counts = {part: writer.counts() for part, writer in writers.items()}
     for part, count in counts.items():
         if not count["bytes"]:
-            what = f"{plan.source.data} holds {report.size} bytes of text"
+            what = f"{plan.source} holds {report.size} bytes of text"
             raise InputError(f"{what}, too little to give the {part} part any; add text")
     source = {**report.summary(), "copies": n_copies}
     split = {**asdict(plan.split), "rule": division.rule}

@@ -88,6 +88,7 @@ def open_or_build(plan: CorpusPlan, root: Path) -> TokenCache:
 
     Raises InputError where the source, the tokenizer or the disk does not allow it; then nothing is left behind.
     """
+    _require_outside(root, plan)
     name = hashlib.sha256(f"{FORMAT} {plan.settings()}".encode()).hexdigest()[:24]
     folder = root / f"corpus-{name}"
     fingerprint = plan.source.fingerprint()
@@ -98,6 +99,16 @@ def open_or_build(plan: CorpusPlan, root: Path) -> TokenCache:
             with _lock(root / f"{folder.name}.lock"):  # another process may have made it while we waited
                 found = _open(folder, fingerprint) or _build(plan, folder, fingerprint)
     return found
+
+
+def _require_outside(root: Path, plan: CorpusPlan) -> None:
+    """Raise InputError where the cache would become part of the corpus that it is made from."""
+    for item in plan.source.data:
+        place, corpus = root.resolve(), Path(item).resolve()
+        if place.is_relative_to(corpus) and not any(part[0] == "." for part in place.relative_to(corpus).parts):
+            raise InputError(
+                f"the token cache {root} lies within the data, {item}; set reading.cache to a folder elsewhere"
+            )
 
 
 def _open(folder: Path, fingerprint: str) -> TokenCache | None:
@@ -122,9 +133,7 @@ def _build(plan: CorpusPlan, folder: Path, fingerprint: str) -> TokenCache:
     try:
         header = {**write_corpus(plan, unfinished), "format": FORMAT, "fingerprint": fingerprint}
         if plan.source.fingerprint() != fingerprint:
-            raise InputError(
-                f"files of {plan.source.data} changed while they were read; start again when they are at rest"
-            )
+            raise InputError(f"files of {plan.source} changed while they were read; start again when they are at rest")
         header["sizes"] = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
         (unfinished / HEADER).write_text(json.dumps({**header, "checksum": _checksum(header)}, indent=1))
         for path in [*unfinished.iterdir(), unfinished]:

@@ -69,7 +69,7 @@ class Corpus(Task):
         seed: Another seed visits the text in another order.
         split: Which documents are held out.
         reading: How the files are read, and where their tokens are kept.
-        curriculum: Stages with shorter contexts to begin with; tokens per step stay the same.
+        curriculum: Stages with shorter contexts to begin with.
         evaluation_tokens: About how many held-out tokens an evaluation reads, spread evenly; null for all of them.
     """
 

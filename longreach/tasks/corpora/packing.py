@@ -11,7 +11,8 @@ so an epoch has every token as a target, and fewer than `context` of them twice.
 from (seed, stage, epoch), so no list of windows is kept.
 
 A length curriculum is a list of stages with shorter contexts at the beginning (the sequence length warm-up of HyenaDNA,
-https://arxiv.org/abs/2306.15794); each step has the same number of tokens, so a shorter context makes a larger batch.
+https://arxiv.org/abs/2306.15794).  A stage says its batch size; where it does not, each step keeps its number of tokens,
+so a shorter context makes a larger batch.
 """
 
 import hashlib
@@ -36,11 +37,14 @@ class Stage:
 
     Args:
         until_step: The first step that is not of this stage any more.
-        context: The context in this stage; divides the full context.
+        context: The context in this stage.
+        batch_size: Sequences per step in this stage; by default as many as keep the number of tokens per step, for
+            which the context must divide the full one.  Smaller steps learn more from the first tokens of a run.
     """
 
     until_step: int
     context: int
+    batch_size: int | None = None
 
 
 class _Span(NamedTuple):
@@ -103,7 +107,8 @@ class Packer:
         first_step = 0
         for index, stage in enumerate(self.curriculum):
             if step < stage.until_step:
-                return _Span(index, first_step, stage.context, self.batch_size * self.context // stage.context)
+                batch_size = stage.batch_size or self.batch_size * self.context // stage.context
+                return _Span(index, first_step, stage.context, batch_size)
             first_step = stage.until_step
         return _Span(len(self.curriculum), first_step, self.context, self.batch_size)
 
@@ -127,8 +132,14 @@ def check_sizes(context: int, batch_size: int, curriculum: Sequence[Stage]) -> N
         raise InputError(f"context = {context} and batch_size = {batch_size} must be at least 1")
     reached = 0
     for stage in curriculum:
-        if stage.context < 1 or context % stage.context:
-            raise InputError(f"curriculum: context {stage.context} must divide the full context, {context}")
+        if not 1 <= stage.context <= context:
+            raise InputError(f"curriculum: context {stage.context} must be from 1 to the full context, {context}")
+        if stage.batch_size is None and context % stage.context:
+            raise InputError(
+                f"curriculum: context {stage.context} must divide the full context, {context}, or be given a batch_size"
+            )
+        if stage.batch_size is not None and stage.batch_size < 1:
+            raise InputError(f"curriculum: batch_size {stage.batch_size} must be at least 1")
         if stage.until_step <= reached:
             raise InputError(
                 f"curriculum: until_step {stage.until_step} must be greater than the stage's start, {reached}"

@@ -112,6 +112,9 @@ class Source:
         if not self.data:
             raise InputError('data is an empty list; name a folder, a file, several of them, or "stdlib"')
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.data))
+
     def fingerprint(self) -> str:
         """A digest that changes when a file is added, removed, renamed or written to; contents are not read.
 
@@ -143,9 +146,7 @@ class Source:
                 report.skip(str(problem), file.name)
         if not report.documents:
             found = ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "no files"
-            raise InputError(
-                f"no text in {', '.join(map(str, self.data))} (found: {found}); data needs files with text"
-            )
+            raise InputError(f"no text in {self} (found: {found}); data needs files with text")
 
     def _files(self, report: Report) -> Iterator[_File]:
         """All files, sorted within each folder; what is given twice would be counted twice and is refused."""
@@ -164,7 +165,7 @@ class Source:
             for file in found:
                 location = os.path.abspath(file.path)
                 if location in seen:
-                    raise InputError(f"{file.path} is named twice by data = {self.data}; name it once")
+                    raise InputError(f"{file.path} is named twice by data = {self}; name it once")
                 seen.add(location)
                 yield file
 

@@ -13,7 +13,7 @@ import zstandard
 from longreach.errors import InputError
 
 CHUNK = 1 << 18
-COMPRESSED_CHUNK = 1 << 12
+COMPRESSED_CHUNK = 1 << 10
 """Small, because 4 bytes of zstandard can stand for 128 KiB."""
 SNIFFED = 1 << 13
 """As in git, a file with a zero byte among its first 8,192 is binary."""
@@ -73,11 +73,13 @@ def _zstandard_chunks(file: BinaryIO) -> Iterator[bytes]:
 def _gathered(stream: Iterator[bytes]) -> Iterator[bytes]:
     """Small chunks joined to chunks of the usual size."""
     waiting: list[bytes] = []
+    size = 0
     for chunk in stream:
         waiting.append(chunk)
-        if sum(map(len, waiting)) >= CHUNK:
+        size += len(chunk)
+        if size >= CHUNK:
             yield b"".join(waiting)
-            waiting = []
+            waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
 
