@@ -11,8 +11,8 @@ so an epoch has every token as a target, and fewer than `context` of them twice.
 from (seed, stage, epoch), so no list of windows is kept.
 
 A length curriculum is a list of stages with shorter contexts at the beginning (the sequence length warm-up of HyenaDNA,
-https://arxiv.org/abs/2306.15794).  A stage says its batch size; where it does not, each step keeps its number of tokens,
-so a shorter context makes a larger batch.
+https://arxiv.org/abs/2306.15794).  A stage says its batch size; where it does not, each step keeps its number of
+tokens, so a shorter context makes a larger batch.
 """
 
 import hashlib
