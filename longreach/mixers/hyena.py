@@ -130,7 +130,7 @@ class Hyena(SequenceMixer[HyenaState]):
 
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             v = before * v
-            y, stages[stage] = online_conv_prefill(v, stages[stage], lambda n: kernels(n)[stage], self.max_length)
+            y, stages[stage] = online_conv_prefill(v, stages[stage], lambda n: kernels(n)[stage], self.filter.length)
             if (skip := skips[stage]) is not None:
                 y = y + skip[:, None] * v
             return y if after is None else after * y
@@ -141,10 +141,10 @@ class Hyena(SequenceMixer[HyenaState]):
         return y, HyenaState(tail, tuple(stages))
 
     def _check_length(self, length: int) -> None:
-        if length > self.max_length:
+        if length > self.filter.length:
             raise InputError(
                 f"a sequence of {length} positions is longer than the filters of this Hyena, which have "
-                f"max_length={self.max_length} taps; build and train it with a larger max_length, or read less"
+                f"max_length={self.filter.length} taps; build and train it with a larger max_length, or read less"
             )
 
     def _kernels(self, count: int) -> Float[Tensor, "o d {count}"]:

@@ -79,6 +79,9 @@ class ImplicitFilter(nn.Module):
         options: everything else.
     """
 
+    features: Tensor  # (n, e)
+    decay: Tensor  # (c,), if there is modulation
+
     def __init__(self, d_model: int, *, n_filters: int, length: int, options: FilterOptions) -> None:
         super().__init__()
         if options.embedding_dim < 3 or options.embedding_dim % 2 == 0:
@@ -88,7 +91,7 @@ class ImplicitFilter(nn.Module):
             )
         if length < 1 or options.inner_layers < 0:
             raise InputError(f"a filter has taps and no negative number of layers; got {length=}, {options}")
-        self.length, self.options, self.n_filters = length, options, n_filters
+        self.length, self.n_filters, self.options = length, n_filters, options
         widths = [options.embedding_dim] + [options.width] * (options.inner_layers + 1)
         # not nn.Linear: autocast must not round them, and a model's general initialisation must not touch them
         self.weights = nn.ParameterList(_uniform(b, a, fan_in=a) for a, b in itertools.pairwise(widths))

@@ -32,5 +32,5 @@ class Classifier(nn.Module):
         hidden = self.encoder.hidden(tokens, mask)
         if mask is None:
             return self.output(hidden.mean(1))
-        weight = mask[..., None] / mask.sum(1).clamp(min=1)[:, None, None]
-        return self.output((hidden * weight).sum(1))
+        total = hidden.masked_fill(~mask[..., None], 0.0).sum(1)
+        return self.output(total / mask.sum(1, keepdim=True).clamp(min=1))

@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str | None, Activation] = {
 }
 """modrelu: the published table of activations has it do nothing."""
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "order": 2,
     "short_filter_order": 3,
     "activation": "id",
@@ -70,10 +70,13 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Options that change nothing in what is computed (`wd`: filters never decay here)."""
 
-ESSENTIAL = (
-    "in_proj.weight", "short_filter.weight", "filter_fn.pos_emb.z", "filter_fn.implicit_filter.0.weight",
-)  # fmt: skip
-"""The tensors that `infer` looks at."""
+ESSENTIAL = {
+    "in_proj.weight": 2,
+    "short_filter.weight": 3,
+    "filter_fn.pos_emb.z": 3,
+    "filter_fn.implicit_filter.0.weight": 2,
+}
+"""The tensors that `infer` looks at, and their numbers of axes."""
 
 
 class Rule(NamedTuple):
@@ -141,7 +144,7 @@ def build_hyena(config: Config, variant: Variant) -> Hyena:
 
 def filter_options(config: Config, variant: Variant) -> FilterOptions:
     """Ours for the options of a published filter, under the names that the operator passes them on with."""
-    given = DEFAULTS | {"shift": SHIFT[variant]} | dict(config)
+    given: dict[str, Any] = {**DEFAULTS, "shift": SHIFT[variant], **config}
     return FilterOptions(
         width=given["filter_order"],
         embedding_dim=given["emb_dim"],

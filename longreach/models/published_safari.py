@@ -30,7 +30,7 @@ EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
 HEAD = "head.output_transform.weight"
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "layer": {},
     "attn_layer_idx": [],
     "attn_cfg": {},
@@ -58,19 +58,14 @@ ATTENTION_WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-def recognises(shapes: Shapes) -> bool:
-    """Whether these can be the tensors of such a model."""
-    return EMBEDDING in shapes
-
-
-def essential(shapes: Shapes) -> list[str]:
-    """Names without which the structure cannot be read; to be called before `infer`."""
-    names = [EMBEDDING]
-    for i in range(_count(shapes)):
+def essential(shapes: Shapes) -> dict[str, int]:
+    """The tensors that `infer` looks at, and their numbers of axes."""
+    names = {EMBEDDING: 2}
+    for i in range(max(1, _count(shapes))):
         layer = f"backbone.layers.{i}"
-        names.append(f"{layer}.mlp.fc1.weight")
+        names[f"{layer}.mlp.fc1.weight"] = 2
         if f"{layer}.mixer.Wqkv.weight" not in shapes:
-            names += [f"{layer}.mixer.{name}" for name in published_hyena.ESSENTIAL]
+            names |= {f"{layer}.mixer.{name}": axes for name, axes in published_hyena.ESSENTIAL.items()}
     return names
 
 
@@ -100,17 +95,18 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
     """The published config completed by what was inferred, and where the two contradict each other."""
-    layer, problems = dict(config.get("layer", {})), []
-    given = dict(config)
+    given, layer = dict(config), dict(config.get("layer", {}))
     if "vocab_size" in given:
-        given["vocab_size"] = _padded(given)
-        given["pad_vocab_size_multiple"] = 1
-    for name, value, known in [
-        *((name, given.get(name), inferred[name]) for name in inferred if name != "layer" and given.get(name)),
-        *((f"layer.{name}", layer.get(name), known) for name, known in inferred["layer"].items() if layer.get(name)),
-    ]:
-        if value != known:
-            problems.append(f"config: {name}={value!r}, but the tensors have {known!r}")
+        given |= {"vocab_size": _padded(given), "pad_vocab_size_multiple": 1}
+    if not inferred["use_head"]:
+        given["n_classes"] = None
+    told = [(name, given.get(name), known) for name, known in inferred.items() if name != "layer"]
+    told += [(f"layer.{name}", layer.get(name), known) for name, known in inferred["layer"].items()]
+    problems = [
+        f"config: {name}={value!r}, but the tensors have {known!r}"
+        for name, value, known in told
+        if value is not None and value != known
+    ]
     return {**given, **inferred, "layer": {**layer, **inferred["layer"]}}, problems
 
 
@@ -167,9 +163,19 @@ def tied(names: Config) -> dict[str, str]:
     return head | published_hyena.tied(names)
 
 
+def ignored(name: str, config: Config) -> bool:
+    """Whether no rule needs this tensor: computed from others, switched off by the config, or a cache of angles."""
+    layer = config["layer"]
+    return (
+        name.endswith((".filter_fn.pos_emb.t", ".rotary_emb.inv_freq"))
+        or (name.endswith(".filter_fn.modulation.deltas") and not layer.get("modulate", True))
+        or (name.endswith(".filter_fn.bias") and not layer.get("bias", True))
+    )
+
+
 def _count(shapes: Shapes) -> int:
-    layers = [int(match[1]) for name in shapes if (match := re.match(r"backbone\.layers\.(\d+)\.", name))]
-    return max(layers, default=-1) + 1
+    """The number of layers."""
+    return len({match[1] for name in shapes if (match := re.match(r"backbone\.layers\.(\d+)\.", name))})
 
 
 def _padded(config: Config) -> int:

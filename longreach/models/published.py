@@ -1,0 +1,194 @@
+"""Published checkpoints as models of ours.
+
+    model = load_published("hyenadna-tiny-1k-seqlen", variant="standalone")        a folder, or a file of weights
+
+What a checkpoint holds is compared with what a model needs before anything is loaded; everything that is missing, left
+over, of another shape, or at odds with the config is listed in one InputError.  Files are never unpickled.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from longreach.errors import InputError
+from longreach.models import published_safari
+from longreach.models.classifier import Classifier
+from longreach.models.language_model import LanguageModel
+from longreach.models.published_hyena import Config, Rule, Shapes, Variant
+
+DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+"""What the readers of torch and safetensors raise for a file that is broken or something else."""
+
+
+class Layout(NamedTuple):
+    """A way in which models are stored."""
+
+    root: str
+    """A tensor that every such model has; what stands before it in a file is a prefix of all names."""
+    essential: Callable[[Shapes], dict[str, int]]
+    """Tensors without which the structure cannot be read, and their numbers of axes."""
+    infer: Callable[[Shapes], dict[str, Any]]
+    """The options of the published config that the shapes tell."""
+    merge: Callable[[Config, Config], tuple[dict[str, Any], list[str]]]
+    """Published config, inferred options -> all of them, and the contradictions."""
+    build: Callable[[Config, Variant], Any]
+    """Our model for a complete config."""
+    rules: Callable[[Any, Variant], list[Rule]]
+    """Where every tensor of the model comes from."""
+    tied: Callable[[Shapes], dict[str, str]]
+    """Names of tensors that are stored again -> the name that the rules read."""
+    ignored: Callable[[str, Config], bool]
+    """Whether no rule needs a tensor with this config."""
+
+
+VARIANTS = get_args(Variant)
+LAYOUTS = [
+    Layout(
+        published_safari.EMBEDDING,
+        published_safari.essential,
+        published_safari.infer,
+        published_safari.merge,
+        published_safari.build,
+        published_safari.rules,
+        published_safari.tied,
+        published_safari.ignored,
+    )
+]
+
+
+def load_published(
+    path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str = "safari"
+) -> LanguageModel | Classifier:
+    """A published Hyena language model or HyenaDNA (classifier), in float32 or wider, on the CPU.
+
+    Args:
+        path: a .safetensors file, a .pt, .pth, .bin or .ckpt file of tensors, or a folder with exactly one of them.
+        config: the published config, under its published names, as far as shapes do not tell it: activation, shift,
+            number of attention heads, ...  By default `config.json` next to the weights if there is one.
+        variant: whose code wrote the checkpoint, `safari` (also hyena-dna's src) or `standalone`; they differ in the
+            default of `shift`, and from order 3 on in the order of the filters.
+    Raises:
+        InputError: the file cannot be read, or does not hold exactly the tensors of such a model.
+    """
+    if variant not in VARIANTS:
+        raise InputError(f"variant={variant!r}: the published variants are {VARIANTS}")
+    variant = cast(Variant, variant)
+    file = _weights_file(Path(path))
+    tensors = read_tensors(file)
+    layout, tensors = _recognise(tensors, file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _refuse(file, _unreadable(layout.essential(shapes), shapes))
+    merged, problems = layout.merge(_config(file) if config is None else config, layout.infer(shapes))
+    _refuse(file, problems)
+    model = layout.build(merged, variant)
+    rules = layout.rules(model, variant)
+    _refuse(file, _differences(rules, tensors, layout.tied(shapes), lambda name: layout.ignored(name, merged)))
+    _fill(model, {rule.ours: rule.view(tensors[rule.theirs]) for rule in rules})
+    return model
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file, also those under `state_dict` or `model`; nothing but tensors is unpickled."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    except DAMAGE as error:
+        raise InputError(
+            f"{file} holds no tensors that can be read safely ({_first_line(error)}); if it is a checkpoint "
+            "with other objects in it, save its state dict alone, best as .safetensors"
+        ) from error
+    for name in ("state_dict", "model", "module"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{file} does not hold a state dict, which maps names to tensors")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _weights_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+    files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    safe = [file for file in files if file.suffix == ".safetensors"]
+    if len(safe or files) != 1:
+        names = [file.name for file in safe or files]
+        raise InputError(f"{path} holds {len(names)} files of weights, not one: {names}; name the file")
+    return (safe or files)[0]
+
+
+def _config(file: Path) -> dict[str, Any]:
+    path = file.with_name("config.json")
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no JSON file ({error}); mend it, or give config= instead") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; mend it, or give config= instead")
+    return config
+
+
+def _recognise(tensors: dict[str, Tensor], file: Path) -> tuple[Layout, dict[str, Tensor]]:
+    """The layout of a file, and its tensors without the prefix that wrappers put before all names."""
+    for layout in LAYOUTS:
+        for name in tensors:
+            if name == layout.root or name.endswith(f".{layout.root}"):
+                prefix = name.removesuffix(layout.root)
+                return layout, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    raise InputError(f"{file} is no published model that is known here; one has {[layout.root for layout in LAYOUTS]}")
+
+
+def _unreadable(essential: dict[str, int], shapes: Shapes) -> list[str]:
+    missing = [f"missing: {name}" for name in essential if name not in shapes]
+    return missing + [
+        f"shape: {name} is {shapes[name]}, where {axes} axes are needed"
+        for name, axes in essential.items()
+        if len(shapes.get(name, range(axes))) != axes
+    ]
+
+
+def _differences(
+    rules: list[Rule], tensors: dict[str, Tensor], tied: dict[str, str], ignored: Callable[[str], bool]
+) -> list[str]:
+    """What stands between the tensors of a file and those that a model needs."""
+    found = []
+    for rule in rules:
+        tensor = tensors.get(rule.theirs)
+        if tensor is None:
+            found.append(f"missing: {rule.theirs}")
+        elif tuple(tensor.shape) != rule.shape:
+            found.append(f"shape: {rule.theirs} is {tuple(tensor.shape)}, the others call for {rule.shape}")
+    for name, other in tied.items():
+        if other in tensors and not torch.equal(tensors[name], tensors[other]):
+            found.append(f"not tied: {name} differs from {other}, which should be the same tensor")
+    used = {rule.theirs for rule in rules} | set(tied)
+    return found + [f"unknown: {name}" for name in tensors if name not in used and not ignored(name)]
+
+
+def _refuse(file: Path, problems: list[str]) -> None:
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(f"{file} was not loaded; compare its config and its variant with what is listed:\n  {listed}")
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put `weights` in place of all that the model holds; float64 stays what it is."""
+    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+        model.double()
+    model.load_state_dict(weights, strict=True)
