@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longreach.cli.command import Command
+from longreach.cli.show_trained import show_trained
 from longreach.errors import InputError
 from longreach.training import Experiment, RunFolder, TrainingResult, read_experiment, train
 from longreach.training.experiment import add_experiment_arguments, build_experiment
@@ -40,6 +41,8 @@ def run(parsed: Namespace) -> int:
     )
     if result.leads:
         _report(result)
+        if result.finished:
+            show_trained(result.run)
     return 0 if result.finished else STOPPED
 
 

@@ -33,11 +33,11 @@ class EvaluationOptions:
     """What is measured.
 
     Args:
-        contexts: how many tokens of context are allowed, one point of the curve each; by default 64, 256, 1024, 4096
+        contexts: How many tokens of context are allowed, one point of the curve each; by default 64, 256, 1024, 4096
             and so on, as far as the model reads and the documents go.
-        context_tokens: targets of the curve at every context; it costs twice as many positions for each.
-        max_documents: stop after so many documents.
-        max_bytes: stop before the document with which there would be more bytes than this.
+        context_tokens: Targets of the curve at every context; it costs twice as many positions for each.
+        max_documents: Stop after so many documents.
+        max_bytes: Stop before the document with which there would be more bytes than this.
     """
 
     contexts: Sequence[int] | None = None

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from longreach.inference.evaluation import ContextScore, DocumentScore, Report
+from longreach.training.plots import BLUE, GREY, RED, plot_axes
 
 BITS = 8
 
@@ -26,9 +27,10 @@ def report_json(report: Report, about: dict[str, object]) -> dict[str, object]:
 def report_tables(report: Report) -> RenderableType:
     """The total next to the compressors, and the curve against context."""
     total = report.total
-    limits = ", as far as the limits allow" if report.left_out else ""
-    sizes = f"{len(report.documents):,} documents, {total.bytes:,} bytes, {total.tokens:,} tokens{limits}"
-    against = Table(title=f"Whole documents: {sizes}", title_justify="left")
+    limits = " (as far as the limits allow)" if report.left_out else ""
+    sizes = f"{total.bytes:,} bytes, {total.tokens:,} tokens"
+    title = f"Whole documents{limits}: {len(report.documents):,}, {sizes}"
+    against = Table(title=title, title_justify="left")
     against.add_column("")
     against.add_column("bits per byte", justify="right")
     against.add_column("bits per token", justify="right")
@@ -57,40 +59,30 @@ def write_report(report: Report, about: dict[str, object], folder: Path, name: s
     if not report.contexts:
         return [path]
     plot = folder / f"{name}.png"
-    _plot(report, plot, name)
+    _plot(report, plot)
     return [path, plot]
 
 
-def _plot(report: Report, path: Path, name: str) -> None:
+def _plot(report: Report, path: Path) -> None:
     """Bits per byte against context, with lines for the whole document and for the compressors."""
-    from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
     limited = [score for score in report.contexts if score.context is not None]
     contexts = [score.context or 0 for score in limited]
     values = [_rates(score)["bits_per_byte"] for score in limited]
-    axes.plot(contexts, values, marker="o", color="#1f6feb", label="model, so much context")
-    for score in report.contexts:
-        if score.context is None:
-            value = _rates(score)["bits_per_byte"]
-            axes.axhline(
-                value, color="#1f6feb", linestyle="--", linewidth=1, label=f"model, whole document: {value:.3f}"
-            )
     total = report.total
-    for compressor, size, color in (("gzip -9", total.gzip_bytes, "#888888"), ("xz -9e", total.xz_bytes, "#444444")):
-        value = BITS * size / total.bytes
-        axes.axhline(value, color=color, linestyle=":", linewidth=1.2, label=f"{compressor}, whole files: {value:.3f}")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(contexts, labels=[f"{context:,}" for context in contexts])
-    axes.set_xlabel("tokens of context")
-    axes.set_ylabel("bits per byte")
-    axes.set_title(
-        f"{name}: the same {report.contexts[0].tokens:,} tokens under every context", fontsize=10, loc="left"
-    )
-    axes.grid(visible=True, alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    lines = [
+        ("model, whole document", _rates(report.contexts[-1])["bits_per_byte"], BLUE, "--"),
+        ("gzip -9 on the files", BITS * total.gzip_bytes / total.bytes, RED, ":"),
+        ("xz -9e on the files", BITS * total.xz_bytes / total.bytes, GREY, ":"),
+    ]
+    with plot_axes(path, x_label="tokens of context", y_label="bits per byte") as axes:
+        axes.plot(contexts, values, "o-", color=BLUE, markersize=4, linewidth=1.8, label="model")
+        for label, value, color, style in lines:
+            axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{label}: {value:.3f}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(contexts, labels=[f"{context:,}" for context in contexts])
+        tokens = report.contexts[0].tokens
+        axes.set_title(f"{path.stem}: the same {tokens:,} tokens under every context", fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _rates(score: DocumentScore | ContextScore) -> dict[str, float]:

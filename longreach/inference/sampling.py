@@ -27,12 +27,12 @@ class GenerationOptions:
     """How a prompt is continued.
 
     Args:
-        max_new_tokens: write at most so many tokens.
+        max_new_tokens: Write at most so many tokens.
         temperature: 0 always takes the likeliest token; 1 samples from the model's own distribution.
-        top_k: sample among so many of the likeliest tokens; all by default.
-        top_p: sample among the fewest tokens that together have this probability; all by default.
-        seed: the same seed, model and prompt give the same text, alone or in a batch with others.
-        stop: strings that end the text when they appear; they are not part of it.
+        top_k: Sample among so many of the likeliest tokens; all by default.
+        top_p: Sample among the fewest tokens that together have this probability; all by default.
+        seed: The same seed, model and prompt give the same text, alone or in a batch with others.
+        stop: Strings that end the text when they appear; they are not part of it.
     """
 
     max_new_tokens: int = 256

@@ -31,7 +31,7 @@ def plot_loss(path: Path, lines: Sequence[Mapping[str, Any]], figure: str) -> No
     shown = figure if any(figure in line for line in train) else "loss"
     steps, values = [line["step"] for line in train], [line[shown] for line in train]
     judged = [line for line in lines if line["kind"] == "evaluation" and shown in line]
-    with _axes(path, x_label="step", y_label=shown.replace("_", " ")) as axes:
+    with plot_axes(path, x_label="step", y_label=shown.replace("_", " ")) as axes:
         axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smoothed(values), color=BLUE, linewidth=1.8, label="training")
         if judged:
@@ -46,7 +46,7 @@ def plot_loss(path: Path, lines: Sequence[Mapping[str, Any]], figure: str) -> No
 
 def plot_curve(path: Path, curve: Curve) -> None:
     """One curve of an evaluation."""
-    with _axes(path, x_label=curve.x_label, y_label=curve.y_label) as axes:
+    with plot_axes(path, x_label=curve.x_label, y_label=curve.y_label) as axes:
         axes.plot(curve.x, curve.y, "o-", color=BLUE, markersize=4, linewidth=1.8)
         if min(curve.x, default=0) > 0 and max(curve.x) > LOG_SPAN * min(curve.x):
             axes.set_xscale("log", base=2)
@@ -60,7 +60,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 @contextmanager
-def _axes(path: Path, *, x_label: str, y_label: str) -> Iterator["Axes"]:
+def plot_axes(path: Path, *, x_label: str, y_label: str) -> Iterator["Axes"]:
     """Empty axes to draw on, saved at the end; no global state of matplotlib is touched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

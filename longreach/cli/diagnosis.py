@@ -1,0 +1,182 @@
+"""What this installation has to work with: versions, processor, memory, GPU, and which backend every operator takes.
+
+Each finding that costs something comes with what it costs and what to do about it.
+"""
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import longreach.models  # noqa: F401 (makes every operator known)
+from longreach.ops import OPS
+from longreach.training.run_folder import machine
+
+EXTRAS = {
+    "log": "no TensorBoard files; metrics.jsonl and the plots hold the same numbers",
+    "hf": "nothing in this version",
+    "eval": "nothing in this version",
+    "dev": "the tests and checks cannot run",
+}
+"""Optional sets of packages: what is lost without each."""
+
+INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
+"""Flags of /proc/cpuinfo that the kernels of torch make use of."""
+
+WIDTH, LENGTH, HEADS, STATE, VOCABULARY = 256, 8192, 4, 16, 512
+"""Sizes of the typical calls."""
+
+LITTLE_MEMORY = 4 << 30
+
+
+class Diagnosis(NamedTuple):
+    """All findings, as plain JSON values."""
+
+    packages: dict[str, dict[str, str | None]]
+    """Name -> version (None: not installed) and the extra that it belongs to ("" : needed)."""
+    machine: dict[str, Any]
+    operators: dict[str, dict[str, Any]]
+    """Name -> the backend that a typical call takes, and why the others do not run it (None: that one would)."""
+    advice: list[str]
+    """What is missing, what that costs, and the remedy."""
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything; calls no operator."""
+    packages, found = installed_packages(), describe_machine()
+    return Diagnosis(packages, found, operator_backends(), [*_package_advice(packages), *_machine_advice(found)])
+
+
+def installed_packages() -> dict[str, dict[str, str | None]]:
+    """Every package that this one names as a dependency, needed or optional."""
+    packages: dict[str, dict[str, str | None]] = {}
+    for requirement in importlib.metadata.requires("longreach") or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        packages[name] = {"version": _version(name), "extra": extra[1] if extra else ""}
+    return packages
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor, its memory and instruction sets, and the GPU."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    flags = _first_in(Path("/proc/cpuinfo"), r"^(?:flags|Features)\s*:(.*)$").split()
+    return {
+        **machine(),
+        "cores_allowed": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory": _memory(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+        "cuda_build": torch.version.cuda,
+        "nvidia_device": Path("/dev/nvidiactl").exists(),
+    }
+
+
+def operator_backends() -> dict[str, dict[str, Any]]:
+    """For every operator what a typical call of a model in training takes, and why not the others."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backends = {}
+    for name, operator in sorted(OPS.items()):
+        arguments = TYPICAL_CALLS[name](device)
+        backends[name] = {"takes": operator.choose(*arguments), "others": operator.explain(*arguments)}
+        del backends[name]["others"][backends[name]["takes"]]
+    return backends
+
+
+def _signal(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, WIDTH, LENGTH, device=device, requires_grad=True)
+
+
+def _ratio(device: torch.device) -> torch.Tensor:
+    return torch.zeros(WIDTH, STATE, dtype=torch.complex64, device=device, requires_grad=True)
+
+
+def _attention_call(device: torch.device) -> tuple[Any, ...]:
+    from longreach.ops.attention_mask import AttentionMask
+
+    heads = torch.zeros(1, HEADS, LENGTH, WIDTH // HEADS, device=device, requires_grad=True)
+    return heads, heads, heads, AttentionMask(causal=True)
+
+
+TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
+    "attention": _attention_call,
+    "linear_cross_entropy": lambda device: (
+        torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
+        torch.zeros(VOCABULARY, WIDTH, device=device, requires_grad=True),
+        torch.zeros(LENGTH, dtype=torch.int64, device=device),
+    ),
+    "linear_scan": lambda device: (
+        torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
+        torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
+        torch.zeros(1, WIDTH, device=device),
+    ),
+    "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
+    "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
+    "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),
+    "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),
+}
+"""Operator -> the arguments of a call as a model in training makes it: one sequence of 8,192 positions, 256 wide."""
+
+
+def _package_advice(packages: dict[str, dict[str, str | None]]) -> list[str]:
+    advice = []
+    for extra in ["", *EXTRAS]:
+        missing = [name for name, found in packages.items() if found["extra"] == extra and found["version"] is None]
+        if missing and not extra:
+            advice.append(f"needed and not installed: {', '.join(missing)}; install longreach again")
+        elif missing:
+            remedy = f"pip install 'longreach[{extra}]'"
+            advice.append(f"{', '.join(missing)} not installed ({EXTRAS[extra]}): {remedy}")
+    return advice
+
+
+def _machine_advice(found: dict[str, Any]) -> list[str]:
+    advice = []
+    if found["threads"] > found["cores_allowed"]:
+        advice.append(
+            f"{found['threads']} threads share {found['cores_allowed']} cores, which makes all of them slow: "
+            f"set OMP_NUM_THREADS={found['cores_allowed']} or training.threads"
+        )
+    if found["memory"] is not None and found["memory"] < LITTLE_MEMORY:
+        advice.append(
+            "less than 4 GiB of memory: lower task.batch_size, or task.context, or set recompute in the backbone"
+        )
+    if not found["mkl"] and not found["gpu"]:
+        advice.append("torch is built without MKL: Fourier transforms, and with them long convolutions, are slower")
+    if not {"amx_bf16", "avx512_bf16", "bf16"} & set(found["instructions"]) and not found["gpu"]:
+        advice.append(
+            "the processor has no bfloat16 instructions: training.precision = bfloat16 saves memory, not time"
+        )
+    if found["nvidia_device"] and not found["gpu"]:
+        build = "built for the CPU only" if found["cuda_build"] is None else f"built for CUDA {found['cuda_build']}"
+        advice.append(
+            f"there is an NVIDIA GPU, but torch ({build}) cannot use it: install a torch that fits its driver"
+        )
+    return advice
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int | None:
+    """Bytes of memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _first_in(path: Path, pattern: str) -> str:
+    """The first match in a file; nothing where the system has no such file."""
+    found = re.search(pattern, path.read_text(), re.MULTILINE) if path.exists() else None
+    return found[1] if found else ""
