@@ -10,8 +10,9 @@ of (c, h), whose A, B and dt are repeated.  Without channels, `n_ssm` is our own
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,8 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
         if config.get(option) is not None:
             return Declined(f"{option}: raises an error in the published code")
     published_class = metadata["source"].rpartition(":")[2]
-    if published_class == "S4D":
-        return minimal(config)
-    if published_class == "SSMKernelDiag":
-        return kernel(config)
-    return layer(config, "layer." if published_class == "S4Block" else "")
+    adapters = {"S4D": minimal, "SSMKernelDiag": kernel, "FFTConv": layer, "S4Block": block}
+    return adapters[published_class](config)
 
 
 def minimal(config: dict[str, Any]) -> Published:
@@ -76,30 +74,29 @@ def minimal(config: dict[str, Any]) -> Published:
         }
 
     def run(module: Any, tensors: Tensors) -> dict[str, Tensor]:
-        x = tensors["input"].mT if config["transposed"] else tensors["input"]
+        x = tensors["input"].mT if config.get("transposed", True) else tensors["input"]
         y = F.glu(module["linear"](F.gelu(module["s4d"](x))))
         return {
-            "output": y.mT if config["transposed"] else y,
+            "output": y.mT if config.get("transposed", True) else y,
             "kernel": module["s4d"].kernels(x.shape[1])[0],
         }
 
     return Published(module, weights, run)
 
 
-def build(config: dict[str, Any], kernel_length: int | None) -> tuple[S4D, int]:
-    """Our mixer of the options that published kernels and layers share; and the number of channels."""
-    channels = config.get("channels", 1) * (2 if config.get("activation") == "glu" else 1)
-    real = config.get("is_real", False)
-    mixer = S4D(
+def build(config: dict[str, Any], kernel_length: int | None, rate: float) -> S4D:
+    """Our mixer of the options that published kernels and layers share."""
+    channels, real = count_channels(config), config.get("is_real", False)
+    return S4D(
         config["d_model"] * channels,
-        d_state=config["d_state"] // 2 * 2,
+        d_state=config.get("d_state", 64),
         init="real" if real else "lin",
         discretisation=config.get("disc", "zoh"),
         bidirectional=config.get("bidirectional", False),
         n_ssm=config.get("n_ssm") if channels == 1 else None,
         options=S4DOptions(
             kernel_length=kernel_length,
-            rate=config.get("rate", 1.0),
+            rate=rate,
             bandlimit=config.get("bandlimit"),
             real=real,
             dt_tied=config.get("dt_tie", True),
@@ -109,34 +106,46 @@ def build(config: dict[str, Any], kernel_length: int | None) -> tuple[S4D, int]:
             imag_transform=config.get("imag_transform", "none"),
         ),
     )
-    return mixer, channels
 
 
-def system_weights(theirs: Tensors, prefix: str, mixer: S4D, channels: int) -> dict[str, Tensor]:
-    """The parameters of the system, repeated where one published row serves several of our features."""
-    copies = mixer.n_ssm if channels == 1 else mixer.d_model
-    A_real, C = theirs[f"{prefix}A_real"], theirs[f"{prefix}C"]
+def build_both(config: dict[str, Any], kernel_length: int | None) -> nn.ModuleDict:
+    """The parallel view, and the recurrent one: in the published code that knows neither `l_max` nor `rate`."""
+    return nn.ModuleDict(
+        {"parallel": build(config, kernel_length, config.get("rate", 1.0)), "recurrent": build(config, None, 1.0)}
+    )
+
+
+def count_channels(config: dict[str, Any]) -> int:
+    """How many outputs each feature has, before a gated activation halves them."""
+    return config.get("channels", 1) * (2 if config.get("activation") == "glu" else 1)
+
+
+def system_weights(theirs: Tensors, prefix: str, mixers: nn.ModuleDict, channels: int) -> dict[str, Tensor]:
+    """The parameters of the system in both views, repeated where one published row serves several of our features."""
+    mixer = cast(S4D, mixers["parallel"])
+
+    def tiled(rows: Tensor) -> Tensor:
+        """Row h mod S of a published parameter for feature h, the same for every channel."""
+        if channels == 1:
+            return rows
+        features = mixer.d_model // channels
+        return rows.repeat(features // rows.shape[0], *[1] * (rows.ndim - 1)).repeat(channels, *[1] * (rows.ndim - 1))
+
     ours = {
         "inv_dt": theirs[f"{prefix}inv_dt"].repeat(channels, 1),
-        "A_real": _tile(A_real, copies, channels),
-        "B": _tile(theirs[f"{prefix}B"][0], copies, channels),
-        "C": C.reshape(mixer.C.shape),  # directions come first, then channels
+        "A_real": tiled(theirs[f"{prefix}A_real"]),
+        "B": tiled(theirs[f"{prefix}B"][0]),
+        "C": theirs[f"{prefix}C"].reshape(mixer.C.shape),  # directions come first, then channels
     }
     if not mixer.options.real:
-        ours["A_imag"] = _tile(theirs[f"{prefix}A_imag"], copies, channels)
-    return ours
+        ours["A_imag"] = tiled(theirs[f"{prefix}A_imag"])
+    return {f"{view}.{name}": value for view in mixers for name, value in ours.items()}
 
 
-def _tile(rows: Tensor, copies: int, channels: int) -> Tensor:
-    """Row h mod S of a published parameter for feature h, the same for every channel."""
-    features = copies // channels
-    return rows.repeat(features // rows.shape[0], *[1] * (rows.ndim - 1)).repeat(channels, *[1] * (rows.ndim - 1))
-
-
-def rest(mixer: S4D, batch_size: int, modes: Tensor | None, channels: int) -> S4DState:
-    """The state at rest, or with the published modes, which all channels share."""
-    state = mixer.init_state(batch_size)
-    return state if modes is None else state._replace(modes=torch.view_as_complex(modes).repeat(1, channels, 1))
+def with_modes(mixer: S4D, modes: Tensor, channels: int) -> S4DState:
+    """A state with the published modes, which all channels share."""
+    state = mixer.init_state(len(modes))
+    return state._replace(modes=torch.view_as_complex(modes).repeat(1, channels, 1))
 
 
 def real_pairs(modes: Tensor, channels: int) -> Tensor:
@@ -145,105 +154,113 @@ def real_pairs(modes: Tensor, channels: int) -> Tensor:
 
 
 def kernel(config: dict[str, Any]) -> Published:
-    """The kernel alone: ours, with no skip connection."""
-    module, channels = build(config, config.get("l_max"))
-    length, features = config["L"], config["d_model"]
+    """The kernel alone: ours, with no skip connection.  It has the length that is asked for, whatever `l_max` says."""
+    mixers, channels = build_both(config, None), count_channels(config)
 
     def weights(theirs: Tensors) -> dict[str, Tensor]:
-        D = torch.zeros(module.d_model, dtype=torch.float64)
-        return system_weights(theirs, "", module, channels) | {"D": D}
+        silent = torch.zeros(config["d_model"] * channels, dtype=torch.float64)
+        return system_weights(theirs, "", mixers, channels) | {f"{view}.D": silent for view in mixers}
 
-    def run(module: S4D, tensors: Tensors) -> dict[str, Tensor]:
-        kernels = module.kernels(length).unflatten(1, (channels, features)).flatten(0, 1)
+    def split(y: Tensor) -> Tensor:
+        """(..., c h, k) -> (..., c, h, k)."""
+        return y.unflatten(-2, (channels, -1))
+
+    def run(mixers: Any, tensors: Tensors) -> dict[str, Tensor]:
+        kernels = split(mixers["parallel"].kernels(config["L"])).flatten(0, 1)
         results = {"output": kernels, "kernel": kernels}
-        split = partial(_split_channels, channels=channels)
-        if "extra/dA" in tensors:
-            log_abar, bbar, C = module._system()
-            results["extra/dA"] = torch.view_as_real(log_abar.exp()[:features])
-            results["extra/dB"] = torch.view_as_real(bbar[:features])
-            results["extra/dC"] = torch.view_as_real(C.unflatten(1, (channels, features)).flatten(0, 1))
+        mixer = mixers["recurrent"]
+        log_abar, bbar, C = mixer._system()
+        for name, value in (("dA", log_abar.exp()), ("dB", bbar), ("dC", split(C).flatten(0, 1))):
+            if f"extra/{name}" in tensors:
+                first = value if name == "dC" else value[: config["d_model"]]
+                results[f"extra/{name}"] = torch.view_as_real(first)
         if "step_output" in tensors:
             u = tensors["extra/step_input"].mT.repeat(1, 1, channels)
-            y, state = steps(module, u, rest(module, len(u), None, channels))
-            results |= {"step_output": split(y), "state/step_final": real_pairs(state.modes, channels)}
+            y, state = steps(mixer, u)
+            results |= {"step_output": split(y.mT), "state/step_final": real_pairs(state.modes, channels)}
         if "k_state" in tensors:
             u = tensors["extra/u"].mT.repeat(1, 1, channels)
-            start = rest(module, len(u), tensors["state/0"], channels)
-            silence, _ = module.prefill(torch.zeros_like(u), start)
-            _, state = module.prefill(u, start)
-            results |= {"k_state": split(silence), "state/L": real_pairs(state.modes, channels)}
+            start = with_modes(mixer, tensors["state/0"], channels)
+            silence, _ = mixer.prefill(torch.zeros_like(u), start)
+            _, state = mixer.prefill(u, start)
+            results |= {"k_state": split(silence.mT), "state/L": real_pairs(state.modes, channels)}
         return results
 
-    return Published(module, weights, run)
+    return Published(mixers, weights, run)
 
 
-def _split_channels(y: Tensor, channels: int) -> Tensor:
-    """(b, l, c h) -> (b, c, h, l)."""
-    return y.mT.unflatten(1, (channels, -1))
-
-
-def steps(mixer: S4D, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
-    """One position after the other."""
-    outputs = []
+def steps(mixer: S4D, x: Tensor) -> tuple[Tensor, S4DState]:
+    """One position after the other, from rest."""
+    outputs, state = [], mixer.init_state(len(x))
     for x_t in x.unbind(1):
         y, state = mixer.step(x_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
 
 
-def layer(config: dict[str, Any], prefix: str) -> Published:
-    """The convolution layer, and the block around it if `prefix` says so.
-
-    The published recurrence knows nothing of `l_max`, so the steps run on a mixer without that limit.
-    """
-    mixer, channels = build(config, config.get("l_max"))
-    parts: dict[str, nn.Module] = {"mixer": mixer}
-    if config.get("l_max") is not None and mixer.causal:
-        parts["unlimited"] = build(config, None)[0]
-    block = bool(prefix)
-    outside = config.get("channels", 1)
-    width, final = config["d_model"], config.get("final_act", "glu")
-    if block and final is not None:
-        parts["linear"] = nn.Linear(outside * width, (2 if final == "glu" else 1) * width)
-    activation = config.get("activation", "gelu")
+def layer(
+    config: dict[str, Any], prefix: str = "", outside: Callable[[Any, Tensor], Tensor] = lambda _, y: y
+) -> Published:
+    """The convolution layer; `outside` is what a block does to its output."""
+    mixers, channels = build_both(config, config.get("l_max")), count_channels(config)
+    activation = ACTIVATIONS[config.get("activation", "gelu")]
 
     def weights(theirs: Tensors) -> dict[str, Tensor]:
-        ours = {}
-        for name in ("mixer", "unlimited"):
-            if name in parts:
-                system = system_weights(theirs, f"{prefix}kernel.", mixer, channels)
-                system["D"] = theirs[f"{prefix}D"].flatten()
-                ours |= {f"{name}.{key}": value for key, value in system.items()}
-        if "linear" in parts:
-            ours |= {f"linear.{key}": theirs[f"output_linear.0.{key}"] for key in ("weight", "bias")}
-        return ours
+        skip = {f"{view}.D": theirs[f"{prefix}D"].flatten() for view in mixers}
+        return system_weights(theirs, f"{prefix}kernel.", mixers, channels) | skip
 
-    def finish(module: Any, y: Tensor) -> Tensor:
-        """From the output of our mixer (b, l, c h) to the published one (b, l, h)."""
-        y = y.unflatten(-1, (channels, width))
-        y = ACTIVATIONS[activation]((y.mT if config.get("swap_channels") else y).flatten(-2))
-        y = ACTIVATIONS[config.get("mult_act") if block else None](y)
-        return ACTIVATIONS[final](module["linear"](y)) if "linear" in parts else y
+    def finish(mixers: Any, y: Tensor, swap: bool) -> Tensor:
+        """From the output of our mixer (b, l, c h) to the published one."""
+        if swap:
+            y = y.unflatten(-1, (channels, -1)).mT.flatten(-2)
+        y = outside(mixers, activation(y))
+        return y.mT if config.get("transposed", True) else y
 
-    def run(module: Any, tensors: Tensors) -> dict[str, Tensor]:
-        turned = config.get("transposed", True)
-        x = tensors["input"].mT if turned else tensors["input"]
+    def run(mixers: Any, tensors: Tensors) -> dict[str, Tensor]:
+        parallel, recurrent = mixers["parallel"], mixers["recurrent"]
+        x = tensors["input"].mT if config.get("transposed", True) else tensors["input"]
         mask = None
         if "lengths" in tensors:
-            mask = torch.arange(x.shape[1]) < tensors["lengths"][:, None]
+            mask = (torch.arange(x.shape[1]) < tensors["lengths"][:, None]).expand(len(x), -1)
+        kernels = parallel.kernels(x.shape[1])
+        results = {"kernel": kernels.unflatten(1, (channels, -1)).flatten(0, 1)}
         x = x.repeat(1, 1, channels)
-        out = lambda y: finish(module, y).mT if turned else finish(module, y)  # noqa: E731
-        results = {"kernel": module["mixer"].kernels(x.shape[1]).unflatten(1, (channels, width)).flatten(0, 1)}
         if "state/0" in tensors:
-            y, state = module["mixer"].prefill(x, rest(mixer, len(x), tensors["state/0"], channels), mask)
+            y, state = recurrent.prefill(x, with_modes(recurrent, tensors["state/0"], channels), mask)
             results |= {"state/L": real_pairs(state.modes, channels)}
         else:
-            y = module["mixer"](x, mask)
-        results["output"] = out(y)
+            y = parallel(x, mask)
+        results["output"] = finish(mixers, y, config.get("swap_channels", False))
         if "step_output" in tensors:
-            stepped = module["unlimited" if "unlimited" in parts else "mixer"]
-            z, state = steps(stepped, x, rest(stepped, len(x), None, channels))
-            results |= {"step_output": out(z), "state/step_final": real_pairs(state.modes, channels)}
+            z, state = steps(recurrent, x)
+            results["step_output"] = finish(mixers, z, swap=False)  # as published
+            results["state/step_final"] = real_pairs(state.modes, channels)
         return results
 
-    return Published(nn.ModuleDict(parts), weights, run)
+    return Published(mixers, weights, run)
+
+
+def block(config: dict[str, Any]) -> Published:
+    """The layer, an activation, and a linear map with another."""
+    multiply = ACTIVATIONS[config.get("mult_act")]
+    final = config.get("postact") or config.get("final_act", "glu")
+    width = config["d_model"]
+
+    def outside(mixers: Any, y: Tensor) -> Tensor:
+        y = multiply(y)
+        return y if final is None else ACTIVATIONS[final](mixers["linear"](y))
+
+    inner = layer(config, "layer.", outside)
+    mixers = cast(nn.ModuleDict, inner.module)
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        ours = inner.weights(theirs)
+        if final is not None:
+            ours |= {f"linear.{name}": theirs[f"output_linear.0.{name}"] for name in ("weight", "bias")}
+        return ours
+
+    if final is None:
+        return inner
+    whole = nn.ModuleDict(dict(mixers))
+    whole["linear"] = nn.Linear(config.get("channels", 1) * width, (2 if final == "glu" else 1) * width)
+    return replace(inner, module=whole, weights=weights)
