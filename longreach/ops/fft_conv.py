@@ -26,6 +26,9 @@ CACHE = 1 << 22
 FEWEST_CHANNELS = 4
 """Transforms of single rows are several times slower than of a few rows together (MKL)."""
 
+SMALLEST_BLOCK = 512
+"""Of the blocks that a short filter is applied to; smaller transforms are not faster per output."""
+
 ACCELERATOR_WORKSPACE = 1 << 28
 """Bytes of a group on an accelerator, where large batches of transforms are best."""
 
@@ -46,6 +49,17 @@ def fast_size(least: int) -> int:
     power = 1 << max(least - 1, 0).bit_length()
     rich = (power // 16 * sixteenths for sixteenths in (9, 10, 12)) if power >= 32 else ()
     return next((size for size in rich if size >= least), power)
+
+
+def linear_plan(length: int, taps: int, future: int) -> Plan:
+    """For a filter that reaches taps - 1 steps into the past and `future` steps into the future.
+
+    One transform in which neither wraps around; or blocks, where a causal filter is short against the input.
+    """
+    size = max(fast_size(4 * taps), SMALLEST_BLOCK)
+    if future == 0 and 2 * size <= length:
+        return Plan(size, size - taps + 1)
+    return Plan(fast_size(length + max(taps - 1, future)), length)
 
 
 def fft_conv(

@@ -19,10 +19,7 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
-from longreach.ops.fft_conv import Plan, fast_size, fft_conv
-
-SMALLEST_BLOCK = 512
-"""Of the blocks that a short filter is applied to; smaller transforms are not faster per output."""
+from longreach.ops.fft_conv import Plan, fft_conv, linear_plan
 
 
 def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
@@ -109,20 +106,12 @@ def _fft(
     else:  # taps that no input ever meets are left out
         taps = taps[:, :length]
         future = None if future is None else future[:, : length - reverse_lag]
-        plan = _linear_plan(length, taps.shape[-1], 0 if future is None else future.shape[-1] + reverse_lag - 1)
+        plan = linear_plan(length, taps.shape[-1], 0 if future is None else future.shape[-1] + reverse_lag - 1)
     if future is not None:
         taps = pad(taps, (0, plan.size - taps.shape[-1]))
         taps = taps + _fold(future, plan.size).flip(-1).roll(1 - reverse_lag, -1)  # lag -1 is the last of the circle
     skip = None if skip is None else skip.to(wide)
     return fft_conv(u, taps, skip, gate_before, gate_after, plan)
-
-
-def _linear_plan(length: int, taps: int, future: int) -> Plan:
-    """One transform in which neither the past nor the future wraps around, or blocks where the filter is short."""
-    size = max(fast_size(4 * taps), SMALLEST_BLOCK)
-    if future == 0 and 2 * size <= length:
-        return Plan(size, size - taps + 1)
-    return Plan(fast_size(length + max(taps - 1, future)), length)
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:
