@@ -54,7 +54,8 @@ def _blocked(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
     left = 2 * coefficient[..., None] * _Powers.apply(log_ratio, coarse, fine)  # (..., d, n, coarse)
     right = _Powers.apply(log_ratio, fine, 1)  # (d, n, fine)
     left, right = torch.cat([left.real, -left.imag], dim=-2), torch.cat([right.real, right.imag], dim=-2)
-    return (left.mT @ right).flatten(-2)[..., :length]
+    with torch.autocast(left.device.type, enabled=False):
+        return (left.mT @ right).flatten(-2)[..., :length]
 
 
 @op
@@ -73,7 +74,8 @@ def _blocked_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
     coarse, fine = _two_levels(length)
     newest_first = pad(u.to(log_ratio.real.dtype).flip(-1), (0, coarse * fine - length)).unflatten(-1, (coarse, fine))
     powers = _Powers.apply(log_ratio, fine, 1)  # (d, n, fine)
-    inner = newest_first @ torch.cat([powers.real, powers.imag], dim=-2).mT  # (..., d, coarse, 2n)
+    with torch.autocast(powers.device.type, enabled=False):
+        inner = newest_first @ torch.cat([powers.real, powers.imag], dim=-2).mT  # (..., d, coarse, 2n)
     inner = torch.complex(*inner.chunk(2, dim=-1))
     return (inner * _Powers.apply(log_ratio, coarse, fine).mT).sum(-2)
 
