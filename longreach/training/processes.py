@@ -39,10 +39,10 @@ class Processes:
         """Whether this process writes files and talks to the user; exactly one does."""
         return self.rank == 0
 
-    def sum(self, value: float) -> float:
+    def sum(self, value: float | int) -> float:
         """The sum of every process's value, in float64."""
         if self.count == 1:
-            return value
+            return float(value)
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.item()
