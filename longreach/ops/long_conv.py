@@ -102,20 +102,22 @@ def _fft(
         future = reverse_kernel.to(wide)
     if period is not None:
         plan = Plan(period, length)
-        taps = _fold(taps, period)
+        taps, future = _fold(taps, period), None if future is None else _fold(future, period)
     else:  # taps that no input ever meets are left out
         taps = taps[:, :length]
         future = None if future is None else future[:, : length - reverse_lag]
         plan = linear_plan(length, taps.shape[-1], 0 if future is None else future.shape[-1] + reverse_lag - 1)
-    if future is not None:
+    if future is not None:  # lag -1 is the last place on the circle
         taps = pad(taps, (0, plan.size - taps.shape[-1]))
-        taps = taps + _fold(future, plan.size).flip(-1).roll(1 - reverse_lag, -1)  # lag -1 is the last of the circle
+        taps = taps + pad(future, (0, plan.size - future.shape[-1])).flip(-1).roll(1 - reverse_lag, -1)
     skip = None if skip is None else skip.to(wide)
     return fft_conv(u, taps, skip, gate_before, gate_after, plan)
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:
-    """Taps that lie whole periods apart, added up."""
+    """Taps that lie whole periods apart, added up; a filter that fits into a period is left as it is."""
+    if kernel.shape[-1] <= period:
+        return kernel
     return pad(kernel, (0, -kernel.shape[-1] % period)).unflatten(-1, (-1, period)).sum(-2)
 
 

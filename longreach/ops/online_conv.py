@@ -30,7 +30,7 @@ from longreach.ops.long_conv import long_conv
 BASE = 64
 """The size of the smallest block: below it, summing directly is as fast as keeping books."""
 
-Kernel = Callable[[int], Tensor]
+Kernel = Callable[[int], Float[Tensor, "d n"]]
 """The first n taps of the filter, (d, n), for any n up to the kernel length."""
 
 
@@ -51,14 +51,23 @@ class OnlineConvState(NamedTuple):
 def init_online_conv(
     batch_size: int, channels: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> OnlineConvState:
-    """The state before the first input.  `dtype` is that of the sums, and should be float32 or wider."""
-    return OnlineConvState((), torch.zeros(batch_size, channels, 0, dtype=dtype, device=device))
+    """The state before the first input.  `dtype` is that of the state and of all sums: float32 or wider."""
+    recent = torch.zeros(batch_size, channels, 0, dtype=dtype, device=device)
+    if recent.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"online_conv: the state has dtype {recent.dtype}; sums over a long past need float32 or wider"
+        )
+    return OnlineConvState((), recent)
 
 
 def online_conv_step(
     x: Float[Tensor, "b d"], state: OnlineConvState, kernel: Kernel, kernel_length: int
 ) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
-    """One position.  Asks the kernel for at most BASE taps, but for twice its size when a block is completed."""
+    """One position: y_t and the state after it.
+
+    Asks the kernel for at most BASE taps, and every BASE steps for as many as twice the size of the block that is
+    completed then.  Pure: `state` stays valid, and shares with the new one everything but the few recent inputs.
+    """
     y, state = online_conv_prefill(x[..., None], state, kernel, kernel_length)
     return y[..., 0], state
 
@@ -66,61 +75,73 @@ def online_conv_step(
 def online_conv_prefill(
     x: Float[Tensor, "b d l"], state: OnlineConvState, kernel: Kernel, kernel_length: int
 ) -> tuple[Float[Tensor, "b d l"], OnlineConvState]:
-    """A chunk of any length, as if it came step by step; the cost is that of its own length, O(l log l).
+    """A chunk of any length: what steps would give, outputs and state, for O(l log l) besides the merging of blocks.
 
-    Only a chunk that completes a block pays for what the block replaces, as a step does.
+    `kernel(n)` gives the first n taps, in the dtype of the state, for n up to `kernel_length`, the number of taps there
+    are.  It must be the same filter in every call that continues from a state.
     """
-    if kernel_length < 1:
-        raise InputError(f"kernel_length={kernel_length}: a filter has at least one tap")
-    length = x.shape[-1]
-    recent = torch.cat([state.recent, x.to(state.recent.dtype)], dim=-1)
-    whole = recent.shape[-1] // BASE * BASE
-    # the inputs from the end of the last block on count as `after`; a block's tile ends its size after the block
-    y, after = 0, 0
-    open_blocks = len(state.blocks)
-    ends = []  # how far, from the end of the last block, each tile reaches
-    for block in reversed(state.blocks):
-        ends.insert(0, block.tile.shape[-1] - after)
-        after += block.tile.shape[-1]
-    covering = sum(end >= recent.shape[-1] for end in ends)
-    for block, end in zip(state.blocks[:covering], ends, strict=False):
-        start = block.tile.shape[-1] - end + recent.shape[-1] - length
+    if kernel_length < 1 or x.shape[:2] != state.recent.shape[:2] or x.shape[-1] == 0:
+        raise InputError(
+            f"online_conv: x is {tuple(x.shape)}, the state is for (batch, channels) {tuple(state.recent.shape[:2])}; they "
+            f"must fit, x must not be empty, and kernel_length={kernel_length} must be at least 1"
+        )
+    length, recent = x.shape[-1], torch.cat([state.recent, x.to(state.recent.dtype)], dim=-1)
+    reach = _reach(state.blocks)
+    covering = sum(end >= recent.shape[-1] for end in reach)  # these tiles contain all that their blocks contribute
+    rest = _inputs(state.blocks[covering:], recent)
+    y = _last_outputs(rest, kernel(min(rest.shape[-1], kernel_length)), length)
+    for block, end in zip(state.blocks[:covering], reach, strict=False):
+        start = block.tile.shape[-1] - end + state.recent.shape[-1]
         y = y + block.tile[..., start : start + length]
-    tail = torch.cat([block.inputs for block in state.blocks[covering:]] + [recent], dim=-1)
-    y = y + _last_outputs(tail, kernel(min(tail.shape[-1], kernel_length)), length)
-    open_blocks = sum(end > whole for end in ends)
-    unfinished = torch.cat([block.inputs for block in state.blocks[open_blocks:]] + [recent], dim=-1)
-    blocks = _cut(unfinished, kernel, kernel_length) if whole else state.blocks[open_blocks:]
-    recent = recent[..., whole:].clone() if whole else recent
-    return y.to(x.dtype), OnlineConvState(state.blocks[:open_blocks] + blocks, recent)
+    return y.to(x.dtype), _after(state.blocks, reach, recent, kernel, kernel_length)
 
 
-def _last_outputs(x: Tensor, kernel: Tensor, count: int) -> Tensor:
-    """The last `count` outputs of the convolution of `x` with as many taps as it needs."""
+def _reach(blocks: tuple[Block, ...]) -> list[int]:
+    """How far beyond the end of the last block the tile of each block reaches; never farther than the one before."""
+    reach, after = [], 0
+    for block in reversed(blocks):
+        reach.append(block.tile.shape[-1] - after)
+        after += block.tile.shape[-1]
+    return reach[::-1]
+
+
+def _inputs(blocks: tuple[Block, ...], recent: Tensor) -> Tensor:
+    return torch.cat([*(block.inputs for block in blocks), recent], dim=-1)
+
+
+def _last_outputs(x: Tensor, taps: Tensor, count: int) -> Tensor:
+    """The last `count` outputs of the causal convolution of `x`."""
     if count == 1:
-        return (x[..., x.shape[-1] - kernel.shape[-1] :] * kernel.flip(-1)).sum(-1, keepdim=True)
-    return long_conv(x, kernel)[..., x.shape[-1] - count :]
+        return (x[..., x.shape[-1] - taps.shape[-1] :] * taps.flip(-1)).sum(-1, keepdim=True)
+    return long_conv(x, taps)[..., x.shape[-1] - count :]
 
 
-def _cut(x: Tensor, kernel: Kernel, kernel_length: int) -> tuple[Block, ...]:
-    """Blocks for all of `x` but the last few inputs, with their tiles."""
-    largest = BASE
-    while largest < kernel_length:
-        largest *= 2
-    whole = x.shape[-1] // BASE * BASE
-    start = max(whole // largest - 1, 0) * largest  # older ones have no influence any more
-    blocks, size = [], largest
-    while size >= BASE:
+def _after(
+    blocks: tuple[Block, ...], reach: list[int], recent: Tensor, kernel: Kernel, kernel_length: int
+) -> OnlineConvState:
+    """The state whose last inputs are `recent`: full blocks are cut off and merged with those whose tiles end there."""
+    full = recent.shape[-1] // BASE * BASE
+    if not full:
+        return OnlineConvState(blocks, recent)
+    kept = sum(end > full for end in reach)
+    unfinished = _inputs(blocks[kept:], recent)
+    whole = unfinished.shape[-1] // BASE * BASE
+    size = BASE
+    while size < kernel_length:
+        size *= 2
+    start = max(whole // size - 1, 0) * size  # what came before lies farther back than the filter reaches
+    merged = list(blocks[:kept])
+    while start < whole:
         if whole - start >= size:
-            blocks.append(_block(x[..., start : start + size].clone(), kernel, kernel_length))
+            merged.append(_block(unfinished[..., start : start + size].clone(), kernel, kernel_length))
             start += size
         size //= 2
-    return tuple(blocks)
+    return OnlineConvState(tuple(merged), unfinished[..., whole:].clone())
 
 
 def _block(inputs: Tensor, kernel: Kernel, kernel_length: int) -> Block:
-    """Lags 1 .. 2u-1 lead from the inputs to the tile: around lag u, some ahead of it and some behind."""
+    """The tile lies u steps after the inputs, at lags 1 .. 2u-1: on a circle of 2u they are all different."""
     size = inputs.shape[-1]
     available = min(2 * size, kernel_length)
     taps = pad(kernel(available), (0, 2 * size - available))
-    return Block(inputs, long_conv(inputs, taps[:, size:], reverse_kernel=taps[:, 1:size].flip(-1)))
+    return Block(inputs, long_conv(inputs, taps.roll(-size, dims=-1), period=2 * size))
