@@ -199,6 +199,27 @@ def test_a_damaged_cache_is_made_anew(texts: Path, tmp_path: Path, name: str, ho
     assert changed or (name, how) == ("tokenizer.json", "flipped")  # a flipped space does no harm
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("header.json", '"copies": 0', '"copies": 9'),
+        ("tokenizer.json", '"a": 97,\n      "b": 98', '"a": 98,\n      "b": 97'),
+    ],
+)
+def test_a_false_cache_of_the_right_form_is_made_anew(
+    texts: Path, tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    root = tmp_path / "cache"
+    expected = open_or_build(plan(texts), root)
+    (folder,) = (root / name for name in folders(root))
+    content = (folder / name).read_text()
+    assert content.count(old) == 1
+    (folder / name).write_text(content.replace(old, new))
+    found = open_or_build(plan(texts), root)
+    assert contents(found) == contents(expected)
+    assert found.record == expected.record
+
+
 CHILD = """
 import sys, time
 from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from longreach.errors import InputError
 from longreach.tasks.corpora.tokenizers import (
@@ -172,6 +172,21 @@ def test_published_separators_added_tokens_and_other_special_tokens(tmp_path: Pa
     assert tokens.tolist().count(258) == 2
     assert tokenizer.n_bytes[[256, 257, 258]].tolist() == [0, 0, 4]
     assert tokenizer.decode([256, 257, 258]) == b"    "
+
+
+def test_the_form_of_recent_published_tokenizers(tmp_path: Path) -> None:
+    """A regular expression before the byte level, and a template that would put a token before every text."""
+    coder = byte_level(models.BPE(vocab=alphabet(), merges=[]))
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\p{N}{1,3}|\s+|[^\s\p{L}\p{N}]+"), "isolated")
+    byte_wise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    coder.pre_tokenizer = pre_tokenizers.Sequence([split, byte_wise])
+    coder.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    coder.post_processor = processors.TemplateProcessing(
+        "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 256)]
+    )
+    tokenizer = load_tokenizer(save(coder, tmp_path / "t.json"))
+    assert tokenizer.separator == 257
+    assert len(tokenizer.encode(b"a 1234")) == 6
 
 
 def test_more_than_65536_tokens_are_stored_in_four_bytes(tmp_path: Path) -> None:

@@ -154,9 +154,9 @@ def _explained(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full" if full else error.strerror or str(error)
-        remedy = "free some space, or set reading.cache (or LONGREACH_CACHE) to a folder on another disk"
-        raise InputError(f"cannot use the token cache in {root}: {what}; {remedy}") from error
+        what = "the disk is full; free some space, or" if full else f"{error.strerror or error};"
+        remedy = "set reading.cache (or LONGREACH_CACHE) to a folder elsewhere"
+        raise InputError(f"cannot use the token cache in {root}: {what} {remedy}") from error
 
 
 @contextmanager

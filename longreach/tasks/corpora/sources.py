@@ -142,7 +142,9 @@ class Source:
                     yield report.count(document)
             except NotTextError as problem:
                 if file.named:
-                    raise InputError(f"{file.path}: {problem}{problem.detail}; data must be UTF-8 text") from None
+                    raise InputError(
+                        f"{file.path}: {problem}{problem.detail}; data must be readable UTF-8 text"
+                    ) from None
                 report.skip(str(problem), file.name)
         if not report.documents:
             found = ", ".join(f"{n} {reason}" for reason, n in report.skipped.items()) or "no files"
