@@ -3,6 +3,7 @@
 from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
+from longreach.ops.cross_entropy import linear_cross_entropy
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
@@ -17,6 +18,7 @@ __all__ = [
     "OnlineConvState",
     "attention",
     "init_online_conv",
+    "linear_cross_entropy",
     "linear_scan",
     "long_conv",
     "low_pass",

@@ -44,7 +44,7 @@ def attention(
     `dropout_seed` and of their indices, the same on every backend.
     The reference, which this is, needs O(l m) memory and can be differentiated any number of times.
     """
-    _check(query, key, mask, dropout, dropout_seed)
+    _check(query, key, value, mask, dropout, dropout_seed)
     located = mask.located(query.shape[2], key.shape[2], query.device)
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -64,11 +64,17 @@ def attention(
     return weights.to(value.dtype) @ value
 
 
-def _check(query: Tensor, key: Tensor, mask: AttentionMask, dropout: float, dropout_seed: Tensor | None) -> None:
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, dropout: float, dropout_seed: Tensor | None
+) -> None:
     """Raise InputError for arguments that no backend can make sense of."""
     mask.check()
-    if query.shape[1] % key.shape[1]:
-        raise InputError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key-value heads evenly")
+    (b, h, _, e), (_, g, m, _) = query.shape, key.shape
+    if key.shape != (b, g, m, e) or value.shape[:3] != key.shape[:3]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, value))
+        raise InputError(f"query, key, value must be (b, h, l, e), (b, g, m, e), (b, g, m, f), but they are {shapes}")
+    if h % g:
+        raise InputError(f"{h} query heads cannot share {g} key-value heads evenly; use a divisor of {h}")
     if not 0.0 <= dropout < 1.0:
         raise InputError(f"dropout={dropout} must be at least 0 and below 1")
     if dropout > 0.0 and dropout_seed is None:
@@ -77,20 +83,20 @@ def _check(query: Tensor, key: Tensor, mask: AttentionMask, dropout: float, drop
 
 @attention.backend("tiled")
 def _tiled(
-    query,
-    key,
-    value,
-    mask=NO_MASK,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
     *,
-    scale=None,
-    softcap=None,
-    alibi_slopes=None,
-    bias=None,
-    dropout=0.0,
-    dropout_seed=None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
 ) -> Tensor:
     """O(b h (l + m)) memory, see longreach.ops.attention_tiled; the first derivative only."""
-    _check(query, key, mask, dropout, dropout_seed)
+    _check(query, key, value, mask, dropout, dropout_seed)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask = mask.located(query.shape[2], key.shape[2], query.device)
     options = Options(scale, softcap, dropout, dropout_seed if dropout else None)
@@ -98,61 +104,58 @@ def _tiled(
 
 
 def _sdpa_refuses(
-    query,
-    key,
-    value,
-    mask=NO_MASK,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
     *,
-    scale=None,
-    softcap=None,
-    alibi_slopes=None,
-    bias=None,
-    dropout=0.0,
-    dropout_seed=None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
 ) -> str | None:
     """Why torch cannot do this exactly and in linear memory."""
-    reasons = {
-        "softcap": softcap is not None,
+    l, m = query.shape[2], key.shape[2]
+    uneven = mask.key_mask is not None or bias is not None
+    missing = {
+        "soft-cap": softcap is not None,
         "ALiBi": alibi_slopes is not None,
         "dropout in linear memory": dropout > 0.0,
-        "a sliding window": mask.window is not None,
+        "sliding window": mask.window is not None,
         "packed segments": mask.query_segment is not None,
-        "given positions": mask.query_position is not None,
-        "a trainable bias in linear memory": bias is not None and bias.requires_grad,
-        "values wider or narrower than keys in linear memory": value.shape[-1] != query.shape[-1],
-        "causal attention aligned at the last position": mask.causal and query.shape[2] not in (1, key.shape[2]),
-        "causal attention with padding or a bias in linear memory": mask.causal
-        and query.shape[2] > 1
-        and (mask.key_mask is not None or bias is not None),
+        "positions other than the index": mask.query_position is not None,
+        "trainable bias in linear memory": bias is not None and bias.requires_grad,
+        "values of another width than the keys in linear memory": value.shape[3] != query.shape[3],
+        "causal mask aligned at the last position": mask.causal and l not in (1, m),
+        "causal mask together with padding or a bias": mask.causal and l > 1 and uneven,
     }
-    return next((f"torch has no {name}" for name, needed in reasons.items() if needed), None)
+    return next((f"torch has no {feature}" for feature, needed in missing.items() if needed), None)
 
 
 @attention.backend("sdpa", refuses=_sdpa_refuses)
 def _sdpa(
-    query,
-    key,
-    value,
-    mask=NO_MASK,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
     *,
-    scale=None,
-    softcap=None,
-    alibi_slopes=None,
-    bias=None,
-    dropout=0.0,
-    dropout_seed=None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
 ) -> Tensor:
     """The fused kernel that torch brings (FlashAttention on GPUs, tiles on CPUs)."""
-    _check(query, key, mask, dropout, dropout_seed)
-    extra = bias
-    if mask.key_mask is not None:
-        extra = torch.zeros_like(mask.key_mask, dtype=query.dtype).masked_fill(~mask.key_mask, -torch.inf)[
-            :, None, None
-        ]
-        extra = extra if bias is None else extra + bias
+    _check(query, key, value, mask, dropout, dropout_seed)
+    allowed = None if mask.key_mask is None else mask.key_mask[:, None, None]
+    if bias is not None:
+        allowed = bias.to(query.dtype) if allowed is None else torch.where(allowed, bias.to(query.dtype), -torch.inf)
     causal = mask.causal and query.shape[2] > 1
     grouped = query.shape[1] != key.shape[1]
     query, key, value = (differentiable_once(x, "attention") for x in (query, key, value))
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=extra, is_causal=causal, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=allowed, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -5,8 +5,8 @@ queries run the maximum of the scores, the sum of their exponentials and the wei
 
     w = exp(score - max')       sum' = sum exp(max - max') + sum_j w_j      y' = y exp(max - max') + sum_j w_j v_j
 
-and y / sum is the result.  What is kept for the gradients is log_sum = max + log(sum) of each query, from which every
-tile of weights can be made again, and the result, because the gradient of the scores is
+and y / sum is the result.  Kept for the gradients are the maximum and the sum of each query (one number for both, the
+log-sum-exp, would lose digits), from which every tile of weights can be made again, and the result, because
 
     d score_ij = weight_ij (sum_f grad_if v_jf - delta_i)                   delta_i = sum_f grad_if y_if.
 
@@ -59,42 +59,42 @@ def tiled_attention(inputs: tuple[Tensor | None, ...], mask: AttentionMask, opti
 
 
 @torch.library.custom_op(
-    "longreach::tiled_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor output, Tensor log_sum)"
+    "longreach::tiled_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor output, Tensor softmax)"
 )
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The result, and the base-2 logarithm of each query's sum of exponentials."""
+    """The result, and each query's maximum and inverse sum."""
     problem = _Problem(arguments)
-    output, log_sum = _allocate(*arguments)
+    output, softmax = _allocate(*arguments)
     with torch.autocast(output.device.type, enabled=False):
         for queries, tiles in problem.rows():
-            block, block_log_sum = _attend(problem, queries, tiles)
-            output[:, :, queries], log_sum[:, :, queries] = block.flatten(1, 2), block_log_sum.flatten(1, 2)
-    return output, log_sum
+            result = _attend(problem, queries, tiles)
+            output[:, :, queries], softmax[:, :, queries] = (block.flatten(1, 2) for block in result)
+    return output, softmax
 
 
 @_forward.register_fake
 def _allocate(*arguments: Any) -> tuple[Tensor, Tensor]:
     query, value = arguments[0], arguments[2]
     wide = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(*query.shape[:3], 1, dtype=wide)
+    return query.new_empty(*query.shape[:3], value.shape[3]), query.new_empty(*query.shape[:3], 2, dtype=wide)
 
 
 @torch.library.custom_op(
     "longreach::tiled_attention_gradients",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor output, Tensor log_sum, bool[] needed, {ARGUMENTS}) -> Tensor[]",
+    schema=f"(Tensor grad, Tensor output, Tensor softmax, bool[] needed, {ARGUMENTS}) -> Tensor[]",
 )
-def _gradients(grad: Tensor, output: Tensor, log_sum: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
+def _gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
     """The gradients of those of the five inputs that need one."""
     gradients = _Gradients(_Problem(arguments), needed)
     with torch.autocast(grad.device.type, enabled=False):
         for queries, tiles in gradients.problem.rows():
-            gradients.add(queries, tiles, grad, output, log_sum)
+            gradients.add(queries, tiles, grad, output, softmax)
     return gradients.found()
 
 
 @_gradients.register_fake
-def _allocate_gradients(grad: Tensor, output: Tensor, log_sum: Tensor, needed: list[bool], *arguments: Any) -> list:
+def _allocate_gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list:
     return [torch.empty_like(x) for x, wanted in zip(arguments[:N_INPUTS], needed, strict=True) if wanted]
 
 
@@ -104,10 +104,10 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    output, log_sum, *tensors = ctx.saved_tensors
+    output, softmax, *tensors = ctx.saved_tensors
     arguments = [option if tensor is None else tensor for tensor, option in zip(tensors, ctx.options, strict=True)]
     needed = list(ctx.needs_input_grad[:N_INPUTS])
-    found = iter(_gradients(grad, output, log_sum, needed, *arguments))
+    found = iter(_gradients(grad, output, softmax, needed, *arguments))
     return tuple(next(found) if wanted else None for wanted in needed) + (None,) * (len(arguments) - N_INPUTS)
 
 
@@ -182,7 +182,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _attend(problem: _Problem, queries: slice, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
-    """The result for one block of queries, (b, g, r, i, f), and its log_sum in base 2, (b, g, r, i, 1)."""
+    """For one block of queries the result (b, g, r, i, f), and the maximum and inverse sum of each (b, g, r, i, 2)."""
     query = problem.of_queries(problem.query, queries) * (problem.options.scale * LOG2_E)
     maximum = query.new_full((*query.shape[:-1], 1), -torch.inf)
     total, result = torch.zeros_like(maximum), query.new_zeros(*query.shape[:-1], problem.value.shape[3])
@@ -196,8 +196,8 @@ def _attend(problem: _Problem, queries: slice, tiles: list[Tile]) -> tuple[Tenso
         result = result * rescale + _product(problem.drop(weights, tile), value)
         maximum = highest
     blind = total == 0
-    log_sum = (maximum + total.log2()).masked_fill_(blind, torch.inf)  # makes every weight zero when made again
-    return result / total.masked_fill_(blind, 1.0), log_sum
+    inverse = total.reciprocal_().masked_fill_(blind, 0.0)
+    return result * inverse, torch.cat([maximum.masked_fill_(blind, 0.0), inverse], dim=-1)
 
 
 class _Gradients:
@@ -216,15 +216,16 @@ class _Gradients:
         sums = (self.query, self.key, self.value, slopes, self.bias)
         return [x.to(self.query.dtype) for x, wanted in zip(sums, self.needed, strict=True) if wanted]
 
-    def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, log_sum: Tensor) -> None:
+    def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, softmax: Tensor) -> None:
         """Add what one block of queries contributes."""
         problem, scale = self.problem, self.problem.options.scale
-        query, grad, output, log_sum = (problem.of_queries(x, queries) for x in (problem.query, grad, output, log_sum))
+        query, grad, output, softmax = (problem.of_queries(x, queries) for x in (problem.query, grad, output, softmax))
         delta = (grad * output).sum(-1, keepdim=True)
+        maximum, inverse = softmax.split(1, dim=-1)
         query, query_grad = query * scale, torch.zeros_like(query)
         for tile in tiles:
             scores, tanh = problem.scores(query * LOG2_E, tile)
-            weights = scores.sub_(log_sum).exp2_()
+            weights = scores.sub_(maximum).exp2_().mul_(inverse)
             self.value[:, :, tile.keys] += _transposed_product(problem.drop(weights, tile), grad)
             value_grad = _product(grad, problem.of_keys(problem.value, tile.keys).mT)
             score_grad = problem.drop(value_grad, tile).sub_(delta).mul_(weights)
