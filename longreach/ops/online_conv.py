@@ -82,8 +82,8 @@ def online_conv_prefill(
     """
     if kernel_length < 1 or x.shape[:2] != state.recent.shape[:2] or x.shape[-1] == 0:
         raise InputError(
-            f"online_conv: x is {tuple(x.shape)}, the state is for (batch, channels) {tuple(state.recent.shape[:2])}; they "
-            f"must fit, x must not be empty, and kernel_length={kernel_length} must be at least 1"
+            f"online_conv: x is {tuple(x.shape)} and must not be empty, the state is for (batch, channels) "
+            f"{tuple(state.recent.shape[:2])}, and kernel_length={kernel_length} must be at least 1"
         )
     length, recent = x.shape[-1], torch.cat([state.recent, x.to(state.recent.dtype)], dim=-1)
     reach = _reach(state.blocks)
