@@ -6,7 +6,9 @@ torch's `fully_shard`) keeps a shard of every parameter, its gradient and its op
 a time.  gloo on CPUs, NCCL on GPUs.
 """
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +78,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, and leave them at the end; alone without torchrun."""
+    """Join the processes that torchrun started, and leave them at the end; alone without torchrun.
+
+    A distributed model must not outlive the block (so build it in a function that is called within): if it is the last
+    to hold the group, its end waits for threads of gloo that wait for it, and the process hangs.
+    """
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     here = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if here.type == "cuda":
@@ -87,7 +93,11 @@ def join_processes(device: str) -> Iterator[Processes]:
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     try:
         yield Processes(rank, count, here)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()  # see the docstring
         dist.destroy_process_group()
 
 

@@ -63,23 +63,37 @@ def train(
         folder = RunFolder(processes.share(run))
         if processes.leads and not resume:
             folder.require_new()
-        task.prepare()
-        torch.manual_seed(options.seed)
-        factory = _RecordedFactory(model)
-        network = task.build(factory)
-        last = checkpoint.find(folder.checkpoints / "last") if resume else None
-        position = Position(**checkpoint.load_state(last)["position"]) if last else Position()
-        position.steps = options.steps or position.steps
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        learner = Learner(task, network, options, processes, resume_from=last)
-        if processes.leads:
-            _begin(folder, learner, config, {"input_size": factory.size, "parameters": parameters})
-            progress.say(f"{folder.path}: {parameters:,} parameters, from step {position.step:,}")
-        with _log(folder, processes, position.step) as log:
-            finished = Loop(learner, position, folder, log, progress).run()
-        if not processes.leads:
-            return TrainingResult(folder.path, finished, None, [], leads=False)
-        return _finish(folder, task, position, finished=finished)
+        return _train(task, model, options, folder, processes, progress, resume=resume, config=config)
+
+
+def _train(
+    task: Task,
+    model: ModelFactory,
+    options: TrainingOptions,
+    folder: RunFolder,
+    processes: Processes,
+    progress: TrainingProgress,
+    *,
+    resume: bool,
+    config: str | None,
+) -> TrainingResult:
+    task.prepare()
+    factory = _RecordedFactory(model)
+    torch.manual_seed(options.seed)
+    network = task.build(factory)
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    last = checkpoint.find(folder.checkpoints / "last") if resume else None
+    position = Position(**checkpoint.load_state(last)["position"]) if last else Position()
+    position.steps = options.steps or position.steps
+    learner = Learner(task, network, options, processes, resume_from=last)
+    if processes.leads:
+        _begin(folder, learner, config, {"input_size": factory.size, "parameters": n_parameters})
+        progress.say(f"{folder.path}: {n_parameters:,} parameters, from step {position.step:,}")
+    with _log(folder, processes, position.step) as log:
+        finished = Loop(learner, position, folder, log, progress).run()
+    if not processes.leads:
+        return TrainingResult(folder.path, finished, None, [], leads=False)
+    return _finish(folder, task, position, finished=finished)
 
 
 class _RecordedFactory:
