@@ -31,6 +31,13 @@ def test_fourier_forgets_what_has_left_the_window() -> None:
     equal(settled, [1.0] + [0.0] * 7)
 
 
+def test_fourier_turns_each_pair_forward() -> None:
+    """The cosine of frequency pi j falls as the sine rises."""
+    A, _ = transition("fourier", 6)
+    equal(A.diagonal(-1)[2::2], [math.pi, 2 * math.pi])
+    equal(A.diagonal(1)[2::2], [-math.pi, -2 * math.pi])
+
+
 @pytest.mark.parametrize("measure", ["legs", "fourier"])
 @pytest.mark.parametrize("size", [2, 4, 16, 64])
 def test_normal_form_reconstructs_the_matrices(measure, size: int) -> None:
