@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
 from longreach import __version__
-from longreach.cli import train
+from longreach.cli import doctor, evaluate, generate, train
 from longreach.cli.command import Command
 from longreach.cli.mistakes import explain
 from longreach.errors import InputError
@@ -21,8 +21,13 @@ from longreach.training import DivergenceError
 
 DIVERGED, MISTAKE, STOPPED = 1, 2, 130
 
+OURS = re.compile(r"longreach\.(mixers|models|tasks)\.")
+
 COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "generate": generate.COMMAND,
+    "doctor": doctor.COMMAND,
 }
 
 
@@ -32,7 +37,7 @@ class _Help(DefaultHelpFormatter):
     def _get_help_string(self, action: object) -> str:
         text = super()._get_help_string(action)
         head, separator, classes = text.partition(", known subclasses: ")
-        ours = [name for name in re.findall(r"[\w.]+", classes) if name.startswith("longreach.")]
+        ours = [name for name in re.findall(r"[\w.]+", classes) if OURS.match(name)]
         return f"{head}{separator}{', '.join(ours)})" if separator else text
 
 
@@ -48,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         parsed = make_parser().parse_args(list(arguments))
         return COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand])
     except ArgumentError as error:
-        return _fail(explain(error), MISTAKE)
+        return _fail(explain(error, COMMANDS), MISTAKE)
     except InputError as error:
         return _fail(str(error), MISTAKE)
     except DivergenceError as error:

@@ -5,44 +5,58 @@ import inspect
 import re
 import sys
 from argparse import ArgumentError
+from collections.abc import Iterable
 
 from torch import nn
 
 from longreach.tasks.base import Task
 from longreach.training import TrainingOptions
 
+KEY = re.compile(r'Parser key "([\w.]+)":\s*')
+OWNER = re.compile(r"class_path='([\w.]+)'|class_path '([\w.]+)':")
+WRAPPING = re.compile(
+    r"Type \S*Callable\[.*?\] expects a function or a callable class:\s*|Problem with given class_path '[\w.]+':\s*"
+)
 UNKNOWN_NAME = re.compile(
-    r"(?:Option|option|key|choice:?|import path string:|Unrecognized arguments:) '?(?:-{0,2})([\w.]+)'?"
+    r"(?:Option '|option '|invalid choice: '|there is no class |unrecognized arguments: --)([\w.]+)", re.IGNORECASE
 )
 
 
-def explain(error: ArgumentError) -> str:
-    """Where in the configuration the mistake is, what it is, and the closest name that exists."""
+def explain(error: ArgumentError, names: Iterable[str]) -> str:
+    """Where in the configuration the mistake is, what it is, and the closest name that exists.
+
+    `names` are those that may be meant beside classes and their arguments.
+    """
     message = str(error)
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    core = re.split(r'Parser key "[\w.]+":\s*', message)[-1]
-    core = re.sub(r"Type typing\.\S+ expects a function or a callable class: ", "", core)
-    core, _, given = core.partition(" Got value: ")
-    where = ".".join(keys)
-    owner = re.match(r"Namespace\(class_path='([\w.]+)'", given)
-    owned = f" by {owner[1]}" if owner else ""
-    return f"{where + ': ' if where else ''}{core.strip().rstrip('.')}{owned}{_suggestion(core)}"
+    where = "".join(f"{key}: " for key in (".".join(KEY.findall(message)),) if key)
+    innermost = KEY.split(message)[-1]
+    owner = OWNER.search(innermost)
+    owner_path = next(filter(None, owner.groups())) if owner else None
+    complaint = WRAPPING.sub("", innermost).partition(" Got value: ")[0].strip().rstrip(".")
+    complaint = re.sub(
+        r"Expected a dot import path string: (\S+)",
+        r"there is no class \1 here; a class of your own is named by its import path, package.module.Class",
+        complaint,
+    )
+    if owner_path and complaint.endswith("is not accepted"):
+        complaint += f" by {owner_path}"
+    unknown = UNKNOWN_NAME.search(complaint)
+    return where + complaint + (_suggestion(unknown[1], {*names, *_known_names(owner_path)}) if unknown else "")
 
 
-def _suggestion(message: str) -> str:
-    """`; did you mean ...?` if a name in the message is close to one that exists."""
-    found = UNKNOWN_NAME.search(message)
-    if not found:
-        return ""
-    *_, name = found[1].split(".")
-    close = difflib.get_close_matches(name, sorted(_known_names()), n=1)
-    return f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
+def _suggestion(name: str, known: set[str]) -> str:
+    """`; did you mean ...?` if one of the known names is close; of a dotted name, its last part counts."""
+    parents, dot, last = name.rpartition(".")
+    close = difflib.get_close_matches(last, sorted(known), n=1)
+    return f"; did you mean {parents + dot + close[0]!r}?" if close else ""
 
 
-def _known_names() -> set[str]:
-    """The classes that a configuration can name, and all their arguments."""
+def _known_names(owner: str | None) -> set[str]:
+    """Classes that a configuration can name and their arguments; if one complains, only its arguments."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("longreach.")]
     classes = {item for module in modules for item in vars(module).values() if inspect.isclass(item)}
-    ours = {c for c in classes if issubclass(c, nn.Module | Task | TrainingOptions)}
-    names = {parameter for c in ours for parameter in inspect.signature(c).parameters}
-    return names | {c.__name__ for c in ours}
+    classes = {c for c in classes if issubclass(c, nn.Module | Task | TrainingOptions)}
+    if owner:
+        module, _, name = owner.rpartition(".")
+        return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
+    return {c.__name__ for c in classes} | {argument for c in classes for argument in inspect.signature(c).parameters}
