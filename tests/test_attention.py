@@ -258,6 +258,18 @@ def test_gradients_only_where_they_are_wanted() -> None:
         torch.testing.assert_close(torch.autograd.grad(y.sum(), key), expected, **TOLERANCE)
 
 
+def test_gradients_have_the_dtypes_of_what_they_belong_to() -> None:
+    """As under autocast, where queries are rounded and a bias that is trained is not."""
+    query, key, value = (x.detach().bfloat16().requires_grad_() for x in triple(9, 9))
+    bias, slopes = torch.randn(1, 4, 9, 9, requires_grad=True), torch.rand(4, requires_grad=True)
+    with use_backend(attention="tiled"):
+        attention(query, key, value, bias=bias, alibi_slopes=slopes).sum().backward()
+    assert [x.grad.dtype for x in (query, key, value)] == [torch.bfloat16] * 3
+    assert [x.grad.dtype for x in (bias, slopes)] == [torch.float32] * 2
+    assert (bias.grad != bias.grad.bfloat16()).any()
+    assert (slopes.grad != slopes.grad.bfloat16()).any()
+
+
 def test_tiled_attention_is_a_well_behaved_torch_operator() -> None:
     options = terms(9, 9)["all"]
     mask = AttentionMask(True, 5).located(9, 9, torch.device("cpu"))

@@ -71,7 +71,7 @@ def test_nothing_is_lost_and_blocks_are_binary_digits(monkeypatch: pytest.Monkey
     assert torch.cat([part.position for part in (*cache.blocks, cache.tail)], dim=1).tolist() == [list(range(50))]
     assert sizes(cache) == [32, 16]
     assert cache.tail.size == 2
-    assert int(cache.count) == 50
+    assert int(cache.n_read) == 50
 
 
 def test_most_of_a_cache_is_shared_with_the_one_before() -> None:

@@ -79,6 +79,7 @@ class Attention(SequenceMixer[KeyValueCache]):
         self.position, self.rotary_base, self.window, self.dropout = position, rotary_base, window, dropout
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
+        self.alibi_slopes: Tensor | None
         slopes = alibi_slopes(n_heads) if position == "alibi" else None
         self.register_buffer("alibi_slopes", slopes, persistent=False)
 

@@ -97,9 +97,9 @@ def _tiled(
 ) -> Tensor:
     """O(b h (l + m)) memory, see longreach.ops.attention_tiled; the first derivative only."""
     _check(query, key, value, mask, dropout, dropout_seed)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     mask = mask.located(query.shape[2], key.shape[2], query.device)
-    options = Options(scale, softcap, dropout, dropout_seed if dropout else None)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(factor, softcap, dropout, dropout_seed if dropout else None)
     return tiled_attention((query, key, value, alibi_slopes, bias), mask, options)
 
 

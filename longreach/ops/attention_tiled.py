@@ -123,7 +123,8 @@ class _Problem:
     """The arguments of one call, and how they are cut into tiles."""
 
     def __init__(self, arguments: Sequence[Any]) -> None:
-        self.query, self.key, self.value, slopes, self.bias = arguments[:N_INPUTS]
+        self.inputs = arguments[:N_INPUTS]
+        self.query, self.key, self.value, slopes, self.bias = self.inputs
         self.mask = AttentionMask(*arguments[N_INPUTS : -len(Options._fields)])
         self.options = Options(*arguments[-len(Options._fields) :])
         self.wide = torch.promote_types(self.query.dtype, torch.float32)
@@ -205,16 +206,20 @@ class _Gradients:
 
     def __init__(self, problem: _Problem, needed: list[bool]) -> None:
         self.problem, self.needed = problem, needed
-        self.query = torch.empty_like(problem.query)
-        self.key, self.value = (torch.zeros_like(x, dtype=problem.wide) for x in (problem.key, problem.value))
-        self.slopes = torch.zeros_like(problem.slopes) if needed[3] else None
-        self.bias = torch.zeros_like(problem.bias, dtype=problem.wide) if needed[4] else None
+        self.query, self.key, self.value = (torch.zeros_like(x, dtype=problem.wide) for x in problem.inputs[:3])
+        self.slopes, self.bias = (
+            torch.zeros_like(x, dtype=problem.wide) if wanted else None
+            for x, wanted in zip(problem.inputs[3:], needed[3:], strict=True)
+        )
 
     def found(self) -> list[Tensor]:
         """Those that are needed, in the dtypes of what they belong to."""
-        slopes = None if self.slopes is None else self.slopes.flatten()
-        sums = (self.query, self.key, self.value, slopes, self.bias)
-        return [x.to(self.query.dtype) for x, wanted in zip(sums, self.needed, strict=True) if wanted]
+        sums = (self.query, self.key, self.value, self.slopes, self.bias)
+        return [
+            total.to(x.dtype)
+            for x, total, wanted in zip(self.problem.inputs, sums, self.needed, strict=True)
+            if wanted and total is not None
+        ]
 
     def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, softmax: Tensor) -> None:
         """Add what one block of queries contributes."""
@@ -240,7 +245,7 @@ class _Gradients:
         """Gradients of what is added to the scores."""
         if self.slopes is not None:
             distance = self.problem.mask.tile(tile.queries, tile.keys).distance().abs()
-            self.slopes -= (score_grad * distance[:, None, None]).sum((0, 3, 4))[..., None, None]
+            self.slopes -= (score_grad * distance[:, None, None]).sum((0, 3, 4)).flatten()
         if self.bias is not None:
             part = self.problem.bias_of(self.bias, tile)
             part += score_grad.flatten(1, 2).sum_to_size(part.shape)

@@ -107,9 +107,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, target = ctx.saved_tensors
-        grad = grad.masked_fill(target == IGNORED, 0.0)[:, None]
+        grad = grads[0].masked_fill(target == IGNORED, 0.0)[:, None]
         cast_weight = weight.to(ctx.dtype)
         hidden_grad = torch.empty_like(hidden)
         weight_grad, bias_grad = weight.new_zeros(weight.shape, dtype=grad.dtype), grad.new_zeros(weight.shape[0])

@@ -4,10 +4,11 @@ Wrap the inputs: `forward(differentiable_once(x, "attention"), ...)`.  The first
 differentiate that one again raises, where torch alone would say that some internal function is not implemented.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 def differentiable_once(x: Float[Tensor, "*axes"], operation: str) -> Float[Tensor, "*axes"]:
@@ -27,23 +28,23 @@ class _Once(torch.autograd.Function):
     """The identity, with a gradient that refuses to be differentiated."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, operation: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, operation: str) -> Tensor:
         ctx.operation = operation
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return _NoMore.apply(grad, ctx.operation), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _NoMore.apply(grads[0], ctx.operation), None
 
 
 class _NoMore(torch.autograd.Function):
     """The identity, without a gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, grad: Tensor, operation: str) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, operation: str) -> Tensor:
         ctx.operation = operation
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> None:
+    def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(second_derivative_message(ctx.operation))

@@ -42,7 +42,7 @@ class KeyValueCache(NamedTuple):
 
     blocks: tuple[KeyValueBlock, ...]
     tail: KeyValueBlock
-    count: Int[Tensor, " b"]
+    n_read: Int[Tensor, " b"]
     """How many real positions each row has read, dropped ones included: the position of its next one."""
 
 
@@ -58,8 +58,8 @@ def empty_cache(
 def next_positions(cache: KeyValueCache, length: int, mask: Bool[Tensor, "b l"] | None = None) -> Int[Tensor, "b l"]:
     """The positions of the next `length` entries of every row; where `mask` is False there is padding, at -1."""
     if mask is None:
-        return cache.count[:, None] + torch.arange(length, device=cache.count.device)
-    return torch.where(mask, cache.count[:, None] + mask.cumsum(1) - 1, -1)
+        return cache.n_read[:, None] + torch.arange(length, device=cache.n_read.device)
+    return torch.where(mask, cache.n_read[:, None] + mask.cumsum(1) - 1, -1)
 
 
 def append(cache: KeyValueCache, new: KeyValueBlock, window: int | None = None) -> KeyValueCache:
@@ -77,7 +77,7 @@ def append(cache: KeyValueCache, new: KeyValueBlock, window: int | None = None) 
         blocks.append(_copy(rest, start, start + size))
         start += size
     tail = _copy(rest, start, rest.size) if start else rest
-    count = cache.count + (new.position >= 0).sum(1)
+    count = cache.n_read + (new.position >= 0).sum(1)
     while window is not None and blocks and bool((blocks[0].position.amax(1) <= count - window).all()):
         blocks.pop(0)
     return KeyValueCache(tuple(blocks), tail, count)
