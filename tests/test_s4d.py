@@ -183,6 +183,7 @@ def test_states_are_as_wide_as_the_parameters() -> None:
         ({"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
         ({"dt_min": 0.0}, "dt_min=0.0"),
         ({"options": S4DOptions(rate=0.0)}, "rate=0.0 must be positive"),
+        ({"options": S4DOptions(rate=0.0, kernel_length=4)}, "rate=0.0 must be positive"),
         ({"options": S4DOptions(kernel_length=1, rate=4.0)}, "kernel_length=1 leaves no tap at rate=4.0"),
         ({"options": S4DOptions(real=True)}, "needs init='real'"),
         ({"init": "all", "n_ssm": 2}, "multiple of 4, not 2"),

@@ -77,6 +77,11 @@ class S4DOptions:
     real_transform: Transform = "exp"
     imag_transform: Transform = "none"
 
+    @property
+    def taps(self) -> int | None:
+        """The number of taps of the kernel at this rate, or None where it is not limited."""
+        return None if self.kernel_length is None else round(self.kernel_length / self.rate)
+
 
 class S4DState(NamedTuple):
     """All that later outputs depend on."""
@@ -123,8 +128,8 @@ class S4D(SequenceMixer[S4DState]):
         self.n_ssm = d_model if n_ssm is None else n_ssm
         self.discretisation: Discretisation = discretisation
         self.options = options
-        self.taps = None if options.kernel_length is None else round(options.kernel_length / options.rate)
         self._check(init, dt_min, dt_max)
+        self.taps = options.taps
         self._initialise_system(init, d_state, init_options)
         modes = self.A_real.shape[1]
         log_dt = torch.empty(d_model, 1 if options.dt_tied else modes).uniform_(math.log(dt_min), math.log(dt_max))
@@ -141,7 +146,7 @@ class S4D(SequenceMixer[S4DState]):
             raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
         if self.options.rate <= 0:
             raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
-        if self.taps is not None and self.taps < 1:
+        if self.options.taps is not None and self.options.taps < 1:
             raise InputError(f"kernel_length={self.options.kernel_length} leaves no tap at rate={self.options.rate}")
         if self.options.real and init != "real":
             raise InputError(f"init={init!r} has complex modes; a mixer with real=True needs init='real'")
