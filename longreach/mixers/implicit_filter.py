@@ -128,15 +128,16 @@ class ImplicitFilter(nn.Module):
                 s = torch.addmm(self.frequency * bias, s, (self.frequency[:, None] * weight).mT).sin()
             taps = self.output @ s.mT  # (c, n)
             if self.options.modulate:
-                taps = taps * (self.window(count) + self.options.shift)
+                taps = taps * self.window(count)
             if self.options.normalized:
                 taps = taps / taps.abs().sum(0)
             return taps.unflatten(0, (self.n_filters, -1))
 
     def window(self, count: int) -> Float[Tensor, "c {count}"]:
-        """exp(-t |decay|)."""
+        """exp(-t |decay|) + shift."""
         time = torch.arange(count, device=self.decay.device, dtype=self.decay.dtype) / max(self.length - 1, 1)
-        return (-self.decay.abs()[:, None] * time).exp()
+        window = (-self.decay.abs()[:, None] * time).exp()
+        return window + self.options.shift if self.options.shift else window
 
 
 def _uniform(*shape: int, fan_in: int) -> Tensor:
