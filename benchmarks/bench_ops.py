@@ -2,9 +2,9 @@
 
     python benchmarks/bench_ops.py [--lengths 1024 8192] [--ops long_conv ...]
 
-Prints one JSON line for each (operator, case, backend, length): nanoseconds per element of the output, of the forward
-pass and of forward and backward together, one thread, processor time, the best of a few runs.  `baseline` rows are what
-one would write in torch without this library.  Online convolution is timed per step, on top of pasts of two lengths.
+Prints one JSON line for each (operator, case, backend, length): nanoseconds per element of the longest tensor, of the
+forward pass and of forward and backward together, one thread, processor time, the best of a few runs.  `baseline` rows
+are what one would write in torch without this library.  Online convolution is timed per step, on pasts of two lengths.
 """
 
 import argparse
@@ -74,13 +74,14 @@ def best_seconds(call: Callable[[], object], repeats: int = 4) -> float:
 
 
 def time_call(call: Callable[[], Tensor], inputs: list[Tensor]) -> dict[str, float]:
-    """Nanoseconds per element of the output, forward, and forward and backward."""
+    """Nanoseconds per element of the longest tensor, forward, and forward and backward."""
     y = call()
+    elements = max(x.numel() for x in (y, *inputs))
     cotangent = torch.randn(y.shape, dtype=y.dtype)
     with torch.no_grad():
         forward = best_seconds(call)
     both = best_seconds(lambda: torch.autograd.grad(call(), inputs, cotangent))
-    return {"forward_ns": round(1e9 * forward / y.numel(), 2), "both_ns": round(1e9 * both / y.numel(), 2)}
+    return {"forward_ns": round(1e9 * forward / elements, 2), "both_ns": round(1e9 * both / elements, 2)}
 
 
 def time_operator(op: str, case: str, length: int) -> None:

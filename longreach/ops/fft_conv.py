@@ -13,17 +13,17 @@ into the cache take less than half the time and almost no memory (docs/operators
 Axes: b batch, d channels (c of them in a group), l length, k taps, m blocks, f frequencies.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-CACHE = 1 << 22
+CACHE = 1 << 21
 """Bytes that the transform of a group of channels takes per thread on a CPU."""
 
-FEWEST_CHANNELS = 4
+FEWEST_CHANNELS = 8
 """Transforms of single rows are several times slower than of a few rows together (MKL)."""
 
 SMALLEST_BLOCK = 512
@@ -31,8 +31,6 @@ SMALLEST_BLOCK = 512
 
 ACCELERATOR_WORKSPACE = 1 << 28
 """Bytes of a group on an accelerator, where large batches of transforms are best."""
-
-Tensors = tuple[Tensor | None, ...]
 
 
 class Plan(NamedTuple):
@@ -42,6 +40,20 @@ class Plan(NamedTuple):
     """Of the transforms."""
     stride: int
     """Inputs per block; at least size / 2 unless one block takes the whole input."""
+
+
+class Arguments(NamedTuple):
+    """The tensors of the equation, for all channels or for a group of them."""
+
+    u: Tensor
+    taps: Tensor
+    skip: Tensor | None
+    gate_before: Tensor | None
+    gate_after: Tensor | None
+
+
+Gradients = tuple[Tensor | None, ...]
+"""In the order of the arguments, None where they are not wanted."""
 
 
 def fast_size(least: int) -> int:
@@ -82,28 +94,30 @@ class _FFTConv(torch.autograd.Function):
     def forward(
         u: Tensor, taps: Tensor, skip: Tensor | None, before: Tensor | None, after: Tensor | None, plan: Plan
     ) -> Tensor:
+        everything = Arguments(u, taps, skip, before, after)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
-        for rows in _channel_groups(u, plan):
-            part = _rows((u, taps, skip, before, after), rows)
-            y[:, rows] = _forward(*part, plan)
+        for channels in _channel_groups(u, plan):
+            y[:, channels] = _forward(Arguments(*_select(everything, channels)), plan)
         return y
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.plan = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensors:
-        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:5]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Gradients:
+        (grad,) = grad_outputs
+        everything, needed = Arguments(*ctx.saved_tensors), ctx.needs_input_grad[:5]
+        wanted = [x if need else None for x, need in zip(everything, needed, strict=True)]
         if torch.is_grad_enabled():  # second derivatives: let autograd differentiate the plain expression
-            wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-            derived = iter(torch.autograd.grad(_plain(*inputs, ctx.plan), wanted, grad, create_graph=True))
-            return *(next(derived) if need else None for need in needed), None
-        kept = (x if need else None for x, need in zip(inputs, needed, strict=True))
-        grads = tuple(x if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in kept)
-        for rows in _channel_groups(grad, ctx.plan):
-            _backward(grad[:, rows], _rows(inputs, rows), _rows(grads, rows), ctx.plan)
+            inputs = [x for x in wanted if x is not None]
+            derived = iter(torch.autograd.grad(_plain(everything, ctx.plan), inputs, grad, create_graph=True))
+            return *(None if x is None else next(derived) for x in wanted), None
+        grads = tuple(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted)
+        for channels in _channel_groups(grad, ctx.plan):
+            arguments = Arguments(*_select(everything, channels))
+            _backward(grad[:, channels], arguments, _select(grads, channels), ctx.plan)
         return *grads, None
 
 
@@ -111,21 +125,20 @@ def _channel_groups(u: Tensor, plan: Plan) -> list[slice]:
     """The channels cut into groups whose transforms fit into the cache."""
     blocks = -(-u.shape[-1] // plan.stride)
     bytes_per_channel = 4 * u.shape[0] * blocks * plan.size
-    budget = CACHE * _threads() if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
+    budget = CACHE * torch.get_num_threads() if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
     step = max(FEWEST_CHANNELS, budget // bytes_per_channel)
     return [slice(start, start + step) for start in range(0, u.shape[1], step)]
 
 
-def _threads() -> int:
-    """The number of threads; torch.compile cannot trace that, and plans its own loops anyway."""
-    return 1 if torch.compiler.is_compiling() else torch.get_num_threads()
-
-
-def _rows(inputs: Tensors, rows: slice) -> Tensors:
-    """Views of a group of channels in (u, taps, skip, gate_before, gate_after)."""
-    by_channel = (False, True, True, False, False)
-    return tuple(
-        x if x is None else x[rows] if first else x[:, rows] for x, first in zip(inputs, by_channel, strict=True)
+def _select(everything: tuple[Tensor | None, ...], channels: slice) -> tuple[Any, ...]:
+    """Views of a group of channels of the arguments, or of their gradients."""
+    u, taps, skip, before, after = everything
+    return (
+        None if u is None else u[:, channels],
+        None if taps is None else taps[channels],
+        None if skip is None else skip[channels],
+        None if before is None else before[:, channels],
+        None if after is None else after[:, channels],
     )
 
 
@@ -138,18 +151,17 @@ def _with_skip(z: Tensor, skip: Tensor | None, v: Tensor) -> Tensor:
     return z if skip is None else z.addcmul_(v, skip[:, None])
 
 
-def _forward(
-    u: Tensor, taps: Tensor, skip: Tensor | None, before: Tensor | None, after: Tensor | None, plan: Plan
-) -> Tensor:
+def _forward(arguments: Arguments, plan: Plan) -> Tensor:
+    u, taps, skip, before, after = arguments
     v = _gated(u, before)
     product = _spectra_of_blocks(v, plan).mul_(torch.fft.rfft(taps, n=plan.size)[:, None])
     z = _with_skip(_overlap_add(product, plan, v.shape[-1]), skip, v)
     return z if after is None else z.mul_(after)
 
 
-def _backward(grad: Tensor, inputs: Tensors, grads: Tensors, plan: Plan) -> None:
-    """Write the derivatives of one group into those of `grads` that are wanted (the others are None)."""
-    u, taps, skip, before, after = inputs
+def _backward(grad: Tensor, arguments: Arguments, grads: Gradients, plan: Plan) -> None:
+    """Write the derivatives of one group of channels into `grads`."""
+    u, taps, skip, before, after = arguments
     grad_u, grad_taps, grad_skip, grad_before, grad_after = grads
     v, grad_z = _gated(u, before), _gated(grad, after)
     transfer = torch.fft.rfft(taps, n=plan.size)[:, None]  # (c, 1, f)
@@ -208,10 +220,9 @@ def _first_of_frames(spectra: Tensor, plan: Plan, length: int) -> Tensor:
     return z[:, :, 0, :length] if z.shape[2] == 1 else z[..., : plan.stride].flatten(-2)[..., :length]
 
 
-def _plain(
-    u: Tensor, taps: Tensor, skip: Tensor | None, before: Tensor | None, after: Tensor | None, plan: Plan
-) -> Tensor:
+def _plain(arguments: Arguments, plan: Plan) -> Tensor:
     """The same as one expression that autograd can differentiate any number of times."""
+    u, taps, skip, before, after = arguments
     length = u.shape[-1]
     size = plan.size if length <= plan.stride else fast_size(length + taps.shape[-1])
     v = _gated(u, before)

@@ -10,6 +10,7 @@ Axes: b batch, l length, n channels (real or complex; every channel is independe
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Num
@@ -79,14 +80,14 @@ class _BlockedScan(torch.autograd.Function):
         return _scan_in_blocks(a.resolve_conj(), x, initial, reverse)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         a, _, initial, ctx.reverse = inputs
         ctx.save_for_backward(a, initial, output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint is the recurrence in the other direction: g_t = grad_t + conj(a_{t+1}) g_{t+1}."""
-        a, initial, h = ctx.saved_tensors
+        (grad,), (a, initial, h) = grad_outputs, ctx.saved_tensors
         first, last, later, earlier = 0, -1, slice(1, None), slice(None, -1)
         if ctx.reverse:
             first, last, later, earlier = last, first, earlier, later
@@ -125,7 +126,8 @@ def _scan_in_blocks(a: Tensor, x: Tensor, initial: Tensor, reverse: bool) -> Ten
         entering = torch.addcmul(total_m, factor_m, entering)
     _walk(a_blocks, x_blocks, h_blocks, torch.stack(states[::direction], dim=1))
     rest = slice(length - blocks * block) if reverse else slice(blocks * block, None)
-    _walk(*(z[:, rest].unbind(1)[::direction] for z in (a, x, h)), entering)
+    a_rest, x_rest, h_rest = (z[:, rest].unbind(1)[::direction] for z in (a, x, h))
+    _walk(a_rest, x_rest, h_rest, entering)
     return h
 
 

@@ -13,6 +13,7 @@ Axes: d channels, n modes per channel, l length; `...` any leading batch axes.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -99,13 +100,13 @@ class _Powers(torch.autograd.Function):
         return powers.to(log_ratio.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, _, ctx.stride = inputs
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """d z^k / d log z = k z^k."""
-        (powers,) = ctx.saved_tensors
+        (grad,), (powers,) = grad_outputs, ctx.saved_tensors
         exponents = ctx.stride * torch.arange(powers.shape[-1], device=grad.device, dtype=grad.real.dtype)
         return (grad * powers.conj() * exponents).sum(-1), None, None
