@@ -131,6 +131,8 @@ class _Problem:
         self.n_groups = self.key.shape[1]
         self.slopes = None if slopes is None else slopes.to(self.wide).view(self.n_groups, -1, 1, 1)
         side = math.isqrt(TILE // max(1, self.query.shape[0] * self.query.shape[1]))
+        if self.mask.window is not None:
+            side = min(side, self.mask.window // 2)  # larger ones would be mostly outside
         self.side = min(max(side // SIDES[0] * SIDES[0], SIDES[0]), SIDES[1])
 
     def rows(self) -> Iterator[tuple[slice, list[Tile]]]:

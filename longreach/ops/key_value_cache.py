@@ -106,23 +106,20 @@ def attend_to_parts(
 
     The same as `attention` on the joined blocks.  O(l m) time and memory; the softmax is float32 or wider.
     """
-    n_groups = parts[0].key.shape[1]
-    wide = torch.promote_types(query.dtype, torch.float32)
-    grouped = query.unflatten(1, (n_groups, -1)) * query.shape[-1] ** -0.5  # (b, g, r, l, e)
-    scores = []
-    for part in parts:
-        rule = AttentionMask(True, window, part.position >= 0, None, None, query_position, part.position)
-        score = torch.einsum("bgrle,bgme->bgrlm", grouped, part.key).to(wide)
-        if alibi_slopes is not None:
-            slopes = alibi_slopes.to(wide).view(n_groups, -1, 1, 1)
-            score = score - slopes * rule.distance()[:, None, None]
-        scores.append(score.masked_fill(~rule.allowed()[:, None, None], -torch.inf))
-    weights = torch.cat(scores, dim=-1)
-    blind = (weights == -torch.inf).all(-1, keepdim=True)
-    weights = weights.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0).to(query.dtype)
-    split = weights.split([part.size for part in parts], dim=-1)
-    values = [torch.einsum("bgrlm,bgmf->bgrlf", w, part.value) for w, part in zip(split, parts, strict=True)]
-    return torch.stack(values).sum(0).flatten(1, 2)
+    n_groups, scale = parts[0].key.shape[1], query.shape[-1] ** -0.5
+    grouped = (query * scale).unflatten(1, (n_groups, -1)).flatten(2, 3)  # (b, g, r l, e)
+    position = torch.cat([part.position for part in parts], dim=1)
+    rule = AttentionMask(True, window, position >= 0, None, None, query_position, position)
+    scores = torch.cat([grouped @ part.key.mT for part in parts], dim=-1)
+    scores = scores.to(torch.promote_types(query.dtype, torch.float32)).view(*query.shape[:3], -1)
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes.to(scores.dtype)[:, None, None] * rule.distance()[:, None]
+    scores = scores.masked_fill(~rule.allowed()[:, None], -torch.inf)
+    blind = (scores == -torch.inf).all(-1, keepdim=True)  # only padding sees nothing
+    weights = scores.masked_fill(blind, 0.0).softmax(-1).to(query.dtype)
+    split = weights.view(*grouped.shape[:3], -1).split([part.size for part in parts], dim=-1)
+    values = [weight @ part.value for weight, part in zip(split, parts, strict=True)]
+    return torch.stack(values).sum(0).view(*query.shape[:3], -1)
 
 
 def _block_sizes(length: int, window: int | None) -> list[int]:
