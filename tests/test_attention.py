@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.ops import OPS, AttentionMask, BackendError, attention, use_backend
+from longreach.ops import OPS, AttentionMask, BackendError, attention, attention_tiled, use_backend
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 LENGTHS = [(1, 1), (1, 70), (5, 5), (65, 65), (66, 140), (140, 66)]
 """Queries and keys: within a tile, across tiles, more of either."""
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest tiles, 64 by 64, so that short inputs have several."""
+    monkeypatch.setattr(attention_tiled, "TILE", 1)
 
 
 def segments(length: int, size: int) -> Tensor:
