@@ -317,6 +317,13 @@ def test_the_choice_of_backends(expected: str, mask: AttentionMask, options: dic
     assert attention.choose(*triple(32, 32), mask, **options) == expected
 
 
+def test_torch_is_not_asked_for_what_it_would_do_in_quadratic_memory() -> None:
+    assert "another width" in attention.refusal("sdpa", *triple(4, 4, value_width=3))
+    assert "trainable bias" in attention.refusal("sdpa", *triple(4, 4), bias=real(1, 1, 4, 4))
+    dropout = {"dropout": 0.1, "dropout_seed": torch.tensor(0)}
+    assert "dropout" in attention.refusal("sdpa", *triple(4, 4), **dropout)
+
+
 def test_a_forced_backend_never_falls_back() -> None:
     with use_backend(attention="sdpa"), pytest.raises(BackendError, match="no sliding window"):
         attention(*triple(4, 4), AttentionMask(window=2))

@@ -6,8 +6,8 @@ import torch
 from test_mixers import CAUSAL, make
 from torch import Tensor
 
-from longreach.mixers import Attention, map_state
 from longreach.mixers import attention as mixer_module
+from longreach.mixers import map_state
 from longreach.ops import key_value_cache
 from longreach.ops.key_value_cache import KeyValueBlock, KeyValueCache, append, empty_cache, next_positions
 
@@ -132,19 +132,6 @@ def test_long_chunks_after_a_cache() -> None:
         second, state = mixer.prefill(x[:, 190:320], state)
         third, _ = mixer.prefill(x[:, 320:], state)
         laws.equal(torch.cat([first, second, third], dim=1), expected)
-
-
-def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
-    mixer = Attention(8, dropout=0.5).double()
-    x = laws.random_input(mixer)
-    torch.manual_seed(1)
-    first, second = mixer(x), mixer(x)
-    torch.manual_seed(1)
-    assert torch.equal(mixer(x), first)
-    assert not torch.allclose(first, second)
-    state = mixer.init_state(2)
-    assert not torch.allclose(mixer.prefill(x, state)[0], mixer.prefill(x, state)[0])
-    assert not torch.allclose(mixer.eval()(x), first)
 
 
 def test_rows_of_a_cache_can_be_beams() -> None:

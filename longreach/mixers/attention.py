@@ -71,6 +71,8 @@ class Attention(SequenceMixer[KeyValueCache]):
             raise InputError(
                 f"n_heads={n_heads} must divide d_model={d_model} and be a multiple of n_kv_heads={n_kv_heads}"
             )
+        if window is not None and window < 1:
+            raise InputError(f"window={window} must be at least 1, which is a position itself, or None for no limit")
         if position == "rotary" and d_model // n_heads % 2:
             raise InputError(
                 f"rotary positions turn pairs, but heads are d_model / n_heads = {d_model // n_heads} wide"
