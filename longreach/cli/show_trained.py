@@ -9,7 +9,7 @@ from longreach.cli.generate import write_text
 from longreach.inference.evaluation import EvaluationOptions
 from longreach.inference.sampling import GenerationOptions
 from longreach.inference.trained import is_language_model, load_trained
-from longreach.training.load_run import load_run
+from longreach.training import load_run
 
 LOOK = EvaluationOptions(context_tokens=32_768, max_bytes=1_000_000)
 """Enough for a good idea in a minute or so; `longreach evaluate` measures all there is."""

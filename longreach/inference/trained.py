@@ -9,7 +9,7 @@ from longreach.errors import InputError
 from longreach.models.language_model import LanguageModel
 from longreach.tasks.corpora.corpus import Corpus
 from longreach.tasks.corpora.tokenizers import Tokenizer, load_tokenizer
-from longreach.training.load_run import LoadedRun, load_run
+from longreach.training import LoadedRun, load_run
 from longreach.training.run_folder import CheckpointName, RunFolder
 
 

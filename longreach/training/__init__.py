@@ -2,10 +2,10 @@
 
 from longreach.training.divergence import DivergenceError
 from longreach.training.experiment import Experiment, read_experiment
-from longreach.training.load_run import LoadedRun, load_run
 from longreach.training.options import TrainingOptions
 from longreach.training.run_folder import RunFolder
-from longreach.training.train import TrainingResult, train
+from longreach.training.trained_run import LoadedRun, load_run
+from longreach.training.whole_run import TrainingResult, train
 
 __all__ = [
     "DivergenceError",

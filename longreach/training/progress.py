@@ -27,7 +27,7 @@ class TrainingProgress:
         self._task = self._bar.add_task("", total=None, planned="?")
         self._next_line = 0.0
 
-    def show(self, step: int, steps: int | None, values: Mapping[str, float], seconds_left: float | None) -> None:
+    def show(self, step: int, steps: int | None, values: Mapping[str, float | int], seconds_left: float | None) -> None:
         """Show the latest numbers of a training step; `values` as in metrics.jsonl."""
         text = "  ".join(_words(name, value) for name, value in values.items() if name not in UNSHOWN)
         text += f"  {duration(seconds_left)} left" if seconds_left is not None else ""
@@ -50,7 +50,7 @@ class TrainingProgress:
         self._bar.stop()
 
 
-def _words(name: str, value: float) -> str:
+def _words(name: str, value: float | int) -> str:
     if name == "tokens_per_second":
         return f"{value:,.0f} tokens/s"
     if name == "memory":
