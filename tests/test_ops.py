@@ -197,7 +197,7 @@ def test_half_precision_short_convolution(backend: str) -> None:
 
 def test_short_conv_takes_float32_weights_for_half_precision_inputs() -> None:
     x, weight, bias = torch.randn(1, 2, 40_000).bfloat16(), torch.randn(2, 3), torch.randn(2)
-    assert short_conv.choose(x, weight, bias) == "conv1d"
+    assert short_conv.choose(x, weight, bias) == "groups"
     y = short_conv(x, weight, bias)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, run("short_conv", "reference", ((x, weight, bias), {})), rtol=2e-2, atol=2e-2)
@@ -366,6 +366,18 @@ def test_low_pass_keeps_the_low_bins_and_nothing_else() -> None:
     torch.testing.assert_close(low_pass(kernel, 12, keep=13), torch.nn.functional.pad(kernel, (0, 14)), **TOLERANCE)
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3])
+def test_short_convolution_in_groups_of_one_channel(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the channels are grouped, the result and each derivative, asked for alone, are the same."""
+    monkeypatch.setattr("longreach.ops.short_conv_groups.CACHE", 1)
+    arguments = CASES["short_conv"]["tail"](9)
+    chosen = tensors(arguments)[wanted].requires_grad_()
+    y, expected = (run("short_conv", backend, arguments) for backend in ("groups", "reference"))
+    torch.testing.assert_close(y, expected, **TOLERANCE)
+    gradients = [torch.autograd.grad(z.square().sum(), chosen)[0] for z in (y, expected)]
+    torch.testing.assert_close(*gradients, **TOLERANCE)
+
+
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_short_convolution_in_chunks(width: int) -> None:
     """Any cut, with the tail carried over, gives what one call gives; also chunks shorter than the filter."""
@@ -396,7 +408,9 @@ def test_which_backend_runs() -> None:
     on_accelerator = [x.to("meta") for x in CASES["linear_scan"]["real"](4)[0]]
     assert linear_scan.choose(*on_accelerator) == "doubling"
     assert short_conv.choose(torch.zeros(1, 2, 8), torch.zeros(2, 3)) == "reference"
-    assert short_conv.choose(torch.zeros(1, 2, 1 << 16), torch.zeros(2, 3)) == "conv1d"
+    assert short_conv.choose(torch.zeros(1, 2, 1 << 16), torch.zeros(2, 3)) == "groups"
+    on_accelerator = torch.zeros(1, 2, 1 << 16, device="meta")
+    assert short_conv.choose(on_accelerator, torch.zeros(2, 3, device="meta")) == "conv1d"
 
 
 @pytest.fixture

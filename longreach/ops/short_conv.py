@@ -14,6 +14,7 @@ from torch.nn.functional import conv1d, pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.short_conv_groups import short_conv_groups
 
 FEW = 1 << 16
 """Below this many elements the cost of a call decides, and the sum of shifted inputs is called faster."""
@@ -23,12 +24,16 @@ def _with_past(x: Tensor, width: int, tail: Tensor | None) -> Tensor:
     """`x` preceded by the width - 1 inputs before it, zeros where there is no `tail`."""
     if tail is None:
         return pad(x, (width - 1, 0))
+    _check_tail(x, width, tail)
+    return torch.cat([tail.to(x.dtype), x], dim=-1)
+
+
+def _check_tail(x: Tensor, width: int, tail: Tensor) -> None:
     if tail.shape != (*x.shape[:2], width - 1):
         raise InputError(
             f"short_conv: tail is {tuple(tail.shape)}; behind x {tuple(x.shape)} a filter of width {width} needs "
             f"{(*x.shape[:2], width - 1)}"
         )
-    return torch.cat([tail.to(x.dtype), x], dim=-1)
 
 
 @op
@@ -60,6 +65,18 @@ def _conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor 
     past = _with_past(x, weight.shape[-1], tail)
     bias = None if bias is None else bias.to(x.dtype)
     return conv1d(past, weight.to(x.dtype)[:, None], bias, groups=weight.shape[0])
+
+
+def _groups_yields(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
+    return _conv1d_yields(x, weight) or (None if x.device.type == "cpu" else "is made for the cache of a CPU")
+
+
+@short_conv.backend("groups", yields=_groups_yields)
+def _groups(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
+    """The sum of shifted inputs, a few channels at a time; in float32 or wider."""
+    if tail is not None:
+        _check_tail(x, weight.shape[-1], tail)
+    return short_conv_groups(x, weight, bias, tail)
 
 
 def short_conv_tail(
