@@ -194,6 +194,14 @@ def test_half_precision_inputs_are_kept_and_summed_in_float32() -> None:
     assert ((y - exact).abs() <= 2.0**-8 * exact.abs() + 1e-5 * exact.abs().max()).all()
 
 
+def test_a_state_keeps_its_dtype() -> None:
+    kernel, x = problem(5, 9)
+    state = init_online_conv(BATCH, CHANNELS, dtype=torch.float32)
+    y, state = online_conv_prefill(x, state, lambda n: kernel.float()[:, :n], 5)
+    assert y.dtype == torch.float64
+    assert {leaf.dtype for leaf in leaves(state)} == {torch.float32}
+
+
 def test_the_block_size_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real BASE too, over two merges and a remainder."""
     monkeypatch.undo()

@@ -66,8 +66,8 @@ def long_conv(
     v = u.to(wide) if gate_before is None else gate_before.to(wide) * u.to(wide)
     position = torch.arange(u.shape[-1], device=u.device)
     lag = position[:, None] - position  # (l, l)
-    taps = max(kernel.shape[-1], 0 if reverse_kernel is None else reverse_kernel.shape[-1] + reverse_lag)
-    turns = 0 if period is None else (u.shape[-1] + taps) // period + 1
+    taps = max(kernel.shape[-1], 0 if reverse_kernel is None else reverse_kernel.shape[-1])
+    turns = 0 if period is None else (u.shape[-1] + taps) // period
     matrix = torch.zeros_like(lag, dtype=wide).expand(u.shape[1], -1, -1)
     for turn in range(-turns, turns + 1):
         shift = 0 if period is None else turn * period
