@@ -125,7 +125,8 @@ def _channel_groups(u: Tensor, plan: Plan) -> list[slice]:
     """The channels cut into groups whose transforms fit into the cache."""
     blocks = -(-u.shape[-1] // plan.stride)
     bytes_per_channel = 4 * u.shape[0] * blocks * plan.size
-    budget = CACHE * torch.get_num_threads() if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
+    threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()  # which cannot be traced
+    budget = CACHE * threads if u.device.type == "cpu" else ACCELERATOR_WORKSPACE
     step = max(FEWEST_CHANNELS, budget // bytes_per_channel)
     return [slice(start, start + step) for start in range(0, u.shape[1], step)]
 
