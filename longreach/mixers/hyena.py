@@ -14,7 +14,7 @@ Axes: b batch, l length, d model width, c = (N + 1) d projected channels, k taps
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -128,11 +128,17 @@ class Hyena(SequenceMixer[HyenaState]):
         self._check_length(_positions(state.stages[0]) + x.shape[1])
         if mask is not None:
             _refuse_late_padding(mask, state)
-        kernels, skips, stages = lru_cache(self._kernels), self._skips(), list(state.stages)
+        skips, stages = self._skips(), list(state.stages)
+        kernels: dict[int, Tensor] = {}  # all stages ask for the same numbers of taps
+
+        def taps(stage: int, count: int) -> Tensor:
+            if count not in kernels:
+                kernels[count] = self._kernels(count)
+            return kernels[count][stage]
 
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             v = before * v
-            y, stages[stage] = online_conv_prefill(v, stages[stage], lambda n: kernels(n)[stage], self.filter.length)
+            y, stages[stage] = online_conv_prefill(v, stages[stage], partial(taps, stage), self.filter.length)
             if (skip := skips[stage]) is not None:
                 y = y + skip[:, None] * v
             return y if after is None else after * y
