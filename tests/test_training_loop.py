@@ -10,26 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from training_toys import CountingTask, TableModel, assert_same_run, metrics, small_run, tensors
+from training_toys import (
+    CountingTask,
+    ExplodingModel,
+    SignallingTask,
+    TableModel,
+    TrapTask,
+    assert_same_run,
+    metrics,
+    small_run,
+    tensors,
+)
 
 from longreach.errors import InputError
 from longreach.tasks.base import Batch, Evaluation
 from longreach.training import DivergenceError, loop, whole_run
 from longreach.training.metrics_log import read_metrics
-
-
-class SignallingTask(CountingTask):
-    """Sends itself a signal in the middle of a step."""
-
-    def __init__(self, at: int, number: int = signal.SIGINT, times: int = 1) -> None:
-        super().__init__()
-        self.at, self.number, self.times = at, number, times
-
-    def batch(self, step: int, part: int, parts: int) -> Batch:
-        if step == self.at:
-            for _ in range(self.times):
-                signal.raise_signal(self.number)
-        return super().batch(step, part, parts)
 
 
 class ScriptedTask(CountingTask):
@@ -243,39 +239,6 @@ class NoTargets(CountingTask):
 def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="step 1 has no targets"):
         small_run(tmp_path / "run", task=NoTargets())
-
-
-class ExplodingModel(TableModel):
-    """Goes wrong at a token that the task shows from some step on."""
-
-    def __init__(self, vocab_size: int, where: str) -> None:
-        super().__init__(vocab_size, dropout=0.0)
-        self.trap = Trap(where)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.trap(self.norm(self.embedding(tokens)), armed=bool((tokens == 0).all()))
-        return self.head(hidden)
-
-
-class Trap(nn.Module):
-    """Not finite in the forward or in the backward pass only."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
-
-    def forward(self, x: Tensor, armed: bool) -> Tensor:
-        if not armed:
-            return x
-        return x / 0 if self.where == "forward" else x + (x * 0).abs().sqrt()
-
-
-class TrapTask(CountingTask):
-    """Token 0 everywhere at step 7."""
-
-    def batch(self, step: int, part: int, parts: int) -> Batch:
-        inputs, targets = super().batch(step, part, parts)
-        return Batch(torch.zeros_like(inputs) if step == 6 else inputs, targets)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from longreach.tasks.base import Batch, Curve, Evaluation, ModelFactory, Task
 from longreach.training import TrainingOptions, TrainingResult, train
 
+PRELOADED = ["longreach.training", "torch.utils.tensorboard", "matplotlib.backends.backend_agg"]
 TIMES = ("seconds", "tokens_per_second", "memory")
 
 
@@ -103,6 +105,57 @@ class TableModel(nn.Module):
         return losses.view(targets.shape)
 
 
+class SignallingTask(CountingTask):
+    """Sends itself a signal in the middle of a step, in one process of a run."""
+
+    def __init__(self, at: int, number: int = signal.SIGINT, times: int = 1, rank: str = "0") -> None:
+        super().__init__()
+        self.at, self.number, self.times, self.rank = at, number, times, rank
+
+    def batch(self, step: int, part: int, parts: int) -> Batch:
+        """As ever."""
+        if step == self.at and os.environ.get("RANK", "0") == self.rank:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
+        return super().batch(step, part, parts)
+
+
+class TrapTask(CountingTask):
+    """Token 0 everywhere in the last part of step 7."""
+
+    def batch(self, step: int, part: int, parts: int) -> Batch:
+        """As ever, but for that."""
+        inputs, targets = super().batch(step, part, parts)
+        return Batch(torch.zeros_like(inputs) if step == 6 and part == parts - 1 else inputs, targets)
+
+
+class ExplodingModel(TableModel):
+    """Goes wrong at a sequence of zeros, as TrapTask has them."""
+
+    def __init__(self, vocab_size: int, where: str) -> None:
+        super().__init__(vocab_size, dropout=0.0)
+        self.trap = Trap(where)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, if all goes well."""
+        hidden = self.trap(self.norm(self.embedding(tokens)), armed=bool((tokens == 0).all()))
+        return self.head(hidden)
+
+
+class Trap(nn.Module):
+    """Not finite in the forward or in the backward pass only."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def forward(self, x: Tensor, armed: bool) -> Tensor:
+        """What comes in, unless armed."""
+        if not armed:
+            return x
+        return x / 0 if self.where == "forward" else x + (x * 0).abs().sqrt()
+
+
 def small_run(
     run: Path, *, task: Task | None = None, model: ModelFactory = TableModel, **changes: object
 ) -> TrainingResult:
@@ -139,7 +192,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 def start_process(target: Callable[..., object], *arguments: object, **environment: str) -> BaseProcess:
     """Start `target` in a process of its own, which has imported torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["longreach.training", "training_toys"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_in_environment, args=(target, arguments, environment), daemon=True)
     process.start()
     return process

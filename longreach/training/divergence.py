@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,26 @@ class DivergenceError(RuntimeError):
     """The loss or a gradient is infinite or not a number; the message names the step and the layer."""
 
 
-def first_bad_layer(model: nn.Module, backward: Callable[[], None]) -> str | None:
+class Fault(NamedTuple):
+    """Something that is not finite.  Faults sort by where they arise: the first explains those that follow."""
+
+    stage: int
+    """0 weights, 1 outputs in the forward pass, 2 gradients of outputs in the backward pass, 3 those of parameters."""
+    place: str
+    """In words."""
+
+
+def first_fault(model: nn.Module, backward: Callable[[], None]) -> Fault | None:
     """Repeat the forward and backward pass that failed, watching every layer; what was the first to go wrong, or None.
 
-    `backward` runs both passes.  Weights are looked at first, then outputs in the order of the forward pass, then the
-    gradients of outputs in the order of the backward pass, then those of parameters.
+    `backward` runs both passes.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
-            return f"the weight {name}"
-    forward: list[str] = []
-    gradients: list[str] = []
+            return Fault(0, f"the weight {name}")
+    faults: list[Fault] = []
     handles = [
-        module.register_forward_hook(
-            partial(_watch, f"{name or 'model'} ({type(module).__name__})", forward, gradients)
-        )
+        module.register_forward_hook(partial(_watch, f"{name or 'model'} ({type(module).__name__})", faults))
         for name, module in model.named_modules()
     ]
     try:
@@ -35,26 +41,26 @@ def first_bad_layer(model: nn.Module, backward: Callable[[], None]) -> str | Non
     finally:
         for handle in handles:
             handle.remove()
-    parameters = [
-        f"the gradient of {name}" for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)
+    faults += [
+        Fault(3, f"the gradient of {name}")
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not _finite(parameter.grad)
     ]
-    return next(iter(forward + gradients + parameters), None)
+    return next(iter(faults), None)
 
 
-def _watch(
-    label: str, forward: list[str], gradients: list[str], module: nn.Module, inputs: object, output: object
-) -> None:
+def _watch(label: str, faults: list[Fault], module: nn.Module, inputs: object, output: object) -> None:
     """Note the layer if its output is not finite, and later if the gradient of its output is not."""
     for tensor in _tensors(output):
         if not _finite(tensor):
-            forward.append(f"the output of {label}")
+            faults.append(Fault(1, f"the output of {label}"))
         if tensor.requires_grad:
-            tensor.register_hook(partial(_watch_gradient, label, gradients))
+            tensor.register_hook(partial(_watch_gradient, label, faults))
 
 
-def _watch_gradient(label: str, gradients: list[str], gradient: Tensor) -> None:
+def _watch_gradient(label: str, faults: list[Fault], gradient: Tensor) -> None:
     if not _finite(gradient):
-        gradients.append(f"the gradient that reaches the output of {label}")
+        faults.append(Fault(2, f"the gradient that reaches the output of {label}"))
 
 
 def _tensors(value: object) -> list[Tensor]:

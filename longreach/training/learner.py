@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longreach.errors import InputError
 from longreach.tasks.base import Batch, Evaluation, Task
 from longreach.training import checkpoint
-from longreach.training.divergence import DivergenceError, first_bad_layer
+from longreach.training.divergence import DivergenceError, first_fault
 from longreach.training.optimiser import make_optimiser, set_lr_factor
 from longreach.training.options import TrainingOptions
 from longreach.training.processes import Processes, distribute, exchange_gradients, full_tensor, reshard
@@ -125,10 +125,10 @@ class Learner:
         self, step: int, parts: Mapping[int, Batch], tokens: int, loss: float, grad_norm: float
     ) -> DivergenceError:
         self._optimiser.zero_grad()
-        found = first_bad_layer(self.model, lambda: self._backward(step, parts, tokens))
+        found = first_fault(self.model, lambda: self._backward(step, parts, tokens))
         self._optimiser.zero_grad()
-        places = [place for place in self.processes.collect(found) if place]
-        where = places[0] if places else "nothing when the step was repeated, so a result is not deterministic"
+        faults = [fault for fault in self.processes.collect(found) if fault]
+        where = min(faults).place if faults else "nothing when repeated, so a result is not deterministic"
         return DivergenceError(
             f"step {step + 1}: the loss is {loss} and the norm of the gradient is {grad_norm}; the first that is not "
             f"finite is {where}.  The last checkpoint is good; try a lower training.lr, a longer training.warmup_steps "
