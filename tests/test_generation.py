@@ -14,6 +14,7 @@ from longreach.inference.sampling import choose_tokens
 from longreach.inference.text_stream import TextStream
 from longreach.mixers import S4D, Attention, Hyena, SequenceMixer
 from longreach.models import MLP, Backbone, LanguageModel
+from longreach.models.backbone import BackboneState
 from longreach.tasks.corpora.tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -41,17 +42,17 @@ class Scripted(LanguageModel):
         backbone.max_length = max_length
 
     def init_state(self, batch_size):
-        return (torch.zeros(batch_size, dtype=torch.int64),)
+        return BackboneState(((torch.zeros(batch_size, dtype=torch.int64),),))
 
     def read(self, tokens, state, mask=None):
         return self._next(state), state
 
     def step(self, token, state):
-        state = (state[0] + 1,)
+        state = BackboneState(((state.layers[0][0] + 1,),))
         return self._next(state), state
 
     def _next(self, state):
-        written = [self.script[at] for at in state[0].tolist()]
+        written = [self.script[at] for at in state.layers[0][0].tolist()]
         return 1e3 * torch.nn.functional.one_hot(torch.tensor(written), self.vocab_size)
 
 
@@ -132,6 +133,9 @@ def test_rows_that_are_dropped_leave_the_others_alone(mixer: str) -> None:
         assert stream.advance() == {row: expected[row][t] for row in stream.rows}
         stream.drop({3: [1], 5: [0, 3]}.get(t, []))
     assert stream.rows == [2]
+    stream = TokenStream(model, prompts, options)
+    stream.drop([0, 2])  # before anything was written
+    assert [stream.advance()[3] for _ in range(15)] == expected[3]
 
 
 def test_a_seed_gives_the_same_text_alone_and_in_any_batch() -> None:
@@ -171,6 +175,12 @@ def test_sampling_never_takes_an_impossible_token(uniform: float) -> None:
     logits = torch.tensor([[-torch.inf, 2.0, 1.0, -200.0]]).nan_to_num(neginf=-1e30)
     chosen = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), GenerationOptions(top_k=2))
     assert chosen.item() == (1 if uniform == 0 else 2)
+
+
+def test_the_shares_of_the_uniform_numbers_are_half_open() -> None:
+    """Of two equal tokens the second begins at exactly one half."""
+    uniform = torch.tensor([0.0, 0.5 - 2**-53, 0.5], dtype=torch.float64)
+    assert choose_tokens(torch.zeros(3, 2), uniform, GenerationOptions()).tolist() == [0, 0, 1]
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
@@ -230,17 +240,23 @@ def test_a_character_comes_out_when_it_is_complete() -> None:
     assert [piece.text for piece in pieces] == ["a", "", "", "\u20ac", "", "", "", "\U0001f642", "!", ""]
 
 
-@given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.data())
-def test_however_text_is_cut_it_ends_before_the_first_stop_string(text: str, stop: list[str], data) -> None:
+LETTERS = st.sampled_from("ab\u20ac")
+
+
+@given(st.text(LETTERS), st.lists(st.text(LETTERS, min_size=1, max_size=4), max_size=3), st.data())
+def test_however_text_is_cut_it_ends_before_the_stop_string_that_is_complete_first(
+    text: str, stop: list[str], data
+) -> None:
     """The stream equals the cut of the whole text, and never gives out what it would have to take back."""
     content = text.encode()
-    ends = [at for at in (content.find(s.encode()) for s in stop) if at >= 0]
+    found = [(at + len(s.encode()), at) for s in stop if (at := content.find(s.encode())) >= 0]
+    _, expected = min(found, default=(0, len(content)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=8)))
     stream, written = TextStream(stop), ""
     for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True):
         written += stream.feed(content[start:end])
-    assert stream.stopped == bool(ends)
-    assert written + stream.close() == content[: min(ends, default=len(content))].decode(errors="replace")
+    assert stream.stopped == bool(found)
+    assert written + stream.close() == content[:expected].decode()
 
 
 def test_an_empty_prompt_begins_a_document() -> None:

@@ -78,9 +78,8 @@ def choose_tokens(
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.where(before < options.top_p, 0.0)
     cumulative = probabilities.cumsum(-1)
-    passed = cumulative <= uniform.double()[:, None] * cumulative[:, -1:]
-    last_possible = (probabilities > 0).sum(-1) - 1  # where rounding lets u pass the whole sum
-    return tokens.gather(-1, torch.minimum(passed.sum(-1), last_possible)[:, None]).squeeze(-1)
+    passed = cumulative <= uniform.double()[:, None] * cumulative[:, -1:]  # never all: in float64 too, u c < c
+    return tokens.gather(-1, passed.sum(-1, keepdim=True)).squeeze(-1)
 
 
 def random_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[np.random.Generator]:

@@ -12,7 +12,7 @@ class TextStream:
     """Turns bytes that arrive in pieces into text.
 
     Args:
-        stop: the text ends before the first of these, which is not given out.
+        stop: the text ends before whichever of these is complete first, or of two at once before the longer.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -26,10 +26,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += piece
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            self._held = self._held[: min(found)]
+            self._held = self._held[: min(found)[1]]
             return self.close()
         certain = len(self._held) - self._uncertain()
         text = self._decoder.decode(self._held[:certain])
