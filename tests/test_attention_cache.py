@@ -88,7 +88,7 @@ def test_most_of_a_cache_is_shared_with_the_one_before() -> None:
     assert len(shared) == len(caches[-1].blocks) == 4
 
 
-@pytest.mark.parametrize("window", [1, 5, 64, 100])
+@pytest.mark.parametrize("window", [1, 3, 5, 64, 100])
 @pytest.mark.parametrize("chunk", [1, 7, 402])
 def test_what_has_left_the_window_is_dropped_and_freed(
     monkeypatch: pytest.MonkeyPatch, window: int, chunk: int

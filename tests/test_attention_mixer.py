@@ -56,6 +56,16 @@ def test_a_window_as_long_as_the_sequence_changes_nothing() -> None:
     assert not torch.allclose(mixer(x)[:, 12], whole(x)[:, 12])
 
 
+def test_a_larger_base_turns_more_slowly() -> None:
+    """With a base so large that nothing but the first pair turns, heads of one pair do not notice it."""
+    torch.manual_seed(0)
+    for n_heads, same in ((4, True), (2, False)):
+        mixer, slow = (Attention(WIDTH, n_heads=n_heads, rotary_base=base).double() for base in (1e4, 1e9))
+        slow.load_state_dict(mixer.state_dict())
+        x = laws.random_input(mixer)
+        assert torch.allclose(mixer(x), slow(x), rtol=0, atol=1e-12) == same
+
+
 def test_a_mixer_that_reads_the_future_has_no_state() -> None:
     with pytest.raises(InputError, match="causal=False reads the future"):
         Attention(WIDTH, causal=False).init_state(2)
