@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from longreach.ops.attention_dropout import kept_weights
@@ -139,21 +140,23 @@ class _Problem:
         """The blocks of queries, each with the tiles that it needs."""
         return rows_of_tiles(self.mask, self.query.shape[2], self.key.shape[2], self.side)
 
-    def of_queries(self, x: Tensor, queries: slice) -> Tensor:
-        """A block of x (b, h, l, _) as (b, g, r, i, _), wide."""
+    def of_queries(self, x: Float[Tensor, "b h l x"], queries: slice) -> Float[Tensor, "b g r i x"]:
+        """A block of `x`, heads in groups, wide."""
         return x[:, :, queries].unflatten(1, (self.n_groups, -1)).to(self.wide)
 
-    def of_keys(self, x: Tensor, keys: slice) -> Tensor:
-        """A block of x (b, g, m, _), wide."""
+    def of_keys(self, x: Float[Tensor, "b g m x"], keys: slice) -> Float[Tensor, "b g j x"]:
+        """A block of `x`, wide."""
         return x[:, :, keys].to(self.wide)
 
-    def bias_of(self, bias: Tensor, tile: Tile) -> Tensor:
-        """The part of a tensor shaped like the bias that belongs to a tile: (b or 1, h or 1, i or 1, j or 1)."""
+    def bias_of(self, bias: Float[Tensor, "#b #h #l #m"], tile: Tile) -> Float[Tensor, "#b #h #i #j"]:
+        """The part of a tensor shaped like the bias that belongs to a tile."""
         rows = tile.queries if bias.shape[2] > 1 else slice(None)
         columns = tile.keys if bias.shape[3] > 1 else slice(None)
         return bias[:, :, rows, columns]
 
-    def scores(self, query: Tensor, tile: Tile) -> tuple[Tensor, Tensor | None]:
+    def scores(
+        self, query: Float[Tensor, "b g r i e"], tile: Tile
+    ) -> tuple[Float[Tensor, "b g r i j"], Float[Tensor, "b g r i j"] | None]:
         """The scores of a tile times log2(e), and with a soft-cap their tanh; `query` holds q scale log2(e)."""
         scores, tanh = _product(query, self.of_keys(self.key, tile.keys).mT), None
         mask, softcap = self.mask.tile(tile.queries, tile.keys), self.options.softcap
@@ -169,8 +172,8 @@ class _Problem:
             scores.add_(forbidden[:, None, None])
         return scores, tanh
 
-    def drop(self, weights: Tensor, tile: Tile) -> Tensor:
-        """Weights (b, g, r, i, j) after dropout."""
+    def drop(self, weights: Float[Tensor, "b g r i j"], tile: Tile) -> Float[Tensor, "b g r i j"]:
+        """Weights after dropout."""
         seed, dropout = self.options.dropout_seed, self.options.dropout
         if seed is None:
             return weights
@@ -223,7 +226,14 @@ class _Gradients:
             if wanted and total is not None
         ]
 
-    def add(self, queries: slice, tiles: list[Tile], grad: Tensor, output: Tensor, softmax: Tensor) -> None:
+    def add(
+        self,
+        queries: slice,
+        tiles: list[Tile],
+        grad: Float[Tensor, "b h l f"],
+        output: Float[Tensor, "b h l f"],
+        softmax: Float[Tensor, "b h l 2"],
+    ) -> None:
         """Add what one block of queries contributes."""
         problem, scale = self.problem, self.problem.options.scale
         query, grad, output, softmax = (problem.of_queries(x, queries) for x in (problem.query, grad, output, softmax))
