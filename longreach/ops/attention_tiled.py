@@ -54,7 +54,9 @@ class Options(NamedTuple):
     dropout_seed: Tensor | None
 
 
-def tiled_attention(inputs: tuple[Tensor | None, ...], mask: AttentionMask, options: Options) -> Tensor:
+def tiled_attention(
+    inputs: tuple[Float[Tensor, "..."] | None, ...], mask: AttentionMask, options: Options
+) -> Float[Tensor, "b h l f"]:
     """Attention of query, key, value, slopes and bias as longreach.ops.attention defines it; `mask` has positions."""
     return _forward(*inputs, *mask, *options)[0]
 
