@@ -73,8 +73,9 @@ def document_losses(
     it is longer than the model reads); memory for a chunk and the state.
     """
     inputs, targets = inputs_and_targets(tokens, separator)
-    if model.max_length is not None and len(inputs) > model.max_length:
-        return window_losses(model, inputs, targets, list(windows(0, len(inputs), model.max_length)), progress)
+    readable = min(len(inputs), model.max_length or len(inputs))
+    if readable < len(inputs) or readable <= CHUNK:  # without a state where it is not needed: forward is faster
+        return window_losses(model, inputs, targets, list(windows(0, len(inputs), readable)), progress)
     losses, device = [], _device(model)
     with eval_mode(model):
         state = model.init_state(1)
