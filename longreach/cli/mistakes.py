@@ -17,6 +17,7 @@ OWNER = re.compile(r"class_path='([\w.]+)'|class_path '([\w.]+)':")
 WRAPPING = re.compile(
     r"Type \S*Callable\[.*?\] expects a function or a callable class:\s*|Problem with given class_path '[\w.]+':\s*"
 )
+DETAILS = re.compile(r" Got value: |\n\s*- |\n\s*Given value")
 UNKNOWN_NAME = re.compile(
     r"(?:Option '|option '|invalid choice: '|there is no class |unrecognized arguments: --)([\w.]+)", re.IGNORECASE
 )
@@ -32,16 +33,19 @@ def explain(error: ArgumentError, names: Iterable[str]) -> str:
     innermost = KEY.split(message)[-1]
     owner = OWNER.search(innermost)
     owner_path = next(filter(None, owner.groups())) if owner else None
-    complaint = WRAPPING.sub("", innermost).partition(" Got value: ")[0].strip().rstrip(".")
+    complaint = WRAPPING.sub("", innermost)
+    complaint = DETAILS.split(complaint)[0].strip().rstrip(".")
     complaint = re.sub(
         r"Expected a dot import path string: (\S+)",
         r"there is no class \1 here; a class of your own is named by its import path, package.module.Class",
         complaint,
     )
+    unknown = UNKNOWN_NAME.search(complaint)
+    known = {*names, *_known_names()}
     if owner_path and complaint.endswith("is not accepted"):
         complaint += f" by {owner_path}"
-    unknown = UNKNOWN_NAME.search(complaint)
-    return where + complaint + (_suggestion(unknown[1], {*names, *_known_names(owner_path)}) if unknown else "")
+        known = _arguments(owner_path)
+    return where + complaint + (_suggestion(unknown[1], known) if unknown else "")
 
 
 def _suggestion(name: str, known: set[str]) -> str:
@@ -51,12 +55,15 @@ def _suggestion(name: str, known: set[str]) -> str:
     return f"; did you mean {parents + dot + close[0]!r}?" if close else ""
 
 
-def _known_names(owner: str | None) -> set[str]:
-    """Classes that a configuration can name and their arguments; if one complains, only its arguments."""
+def _known_names() -> set[str]:
+    """The classes of this package that a configuration can name, and their arguments."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("longreach.")]
     classes = {item for module in modules for item in vars(module).values() if inspect.isclass(item)}
     classes = {c for c in classes if issubclass(c, nn.Module | Task | TrainingOptions)}
-    if owner:
-        module, _, name = owner.rpartition(".")
-        return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
     return {c.__name__ for c in classes} | {argument for c in classes for argument in inspect.signature(c).parameters}
+
+
+def _arguments(class_path: str) -> set[str]:
+    """The arguments of one class."""
+    module, _, name = class_path.rpartition(".")
+    return set(inspect.signature(getattr(sys.modules[module], name)).parameters)

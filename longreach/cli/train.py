@@ -21,7 +21,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The experiment, and which folder it goes to."""
     add_experiment_arguments(parser)
     parser.add_argument(
-        "--run", type=Path | None, help="Folder of the run, by default runs/<name of the configuration>-<date>-<time>."
+        "--run",
+        "--folder",  # torchrun takes --run for an abbreviation of an option of its own
+        type=Path | None,
+        help="Folder of the run, by default runs/<name of the configuration>-<date>-<time>; "
+        "under torchrun write --folder.",
     )
     parser.add_argument(
         "--resume", type=Path | None, help="Continue the run in this folder as its config.yaml says; no other option."
