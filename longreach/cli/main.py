@@ -6,7 +6,7 @@ Exit status: 0 done, 1 training diverged, 2 a mistake in what was given, 130 sto
 import os
 import re
 import sys
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -34,7 +34,7 @@ COMMANDS: dict[str, Command] = {
 class _Help(DefaultHelpFormatter):
     """Lists of known classes name ours only: torch alone has hundreds of modules."""
 
-    def _get_help_string(self, action: object) -> str:
+    def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)
         head, separator, classes = text.partition(", known subclasses: ")
         ours = [name for name in re.findall(r"[\w.]+", classes) if OURS.match(name)]
@@ -64,17 +64,24 @@ def run(arguments: Sequence[str]) -> int:
 
 def make_parser() -> ArgumentParser:
     """The parser of all commands."""
-    parser = _parser(prog="longreach", description="Sequence models for very long contexts.", version=__version__)
+    parser = _parser("Sequence models for very long contexts.", prog="longreach", version=__version__)
     subcommands = parser.add_subcommands(required=True, title="commands")
     for name, command in COMMANDS.items():
-        subparser = _parser(description=command.help)
+        subparser = _parser(command.help)
         command.add_arguments(subparser)
         subcommands.add_subcommand(name, subparser, help=command.help)
     return parser
 
 
-def _parser(**settings: str) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **settings)
+def _parser(description: str, *, prog: str | None = None, version: str | None = None) -> ArgumentParser:
+    return ArgumentParser(
+        prog=prog,
+        description=description,
+        version=version,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
 
 
 def _fail(message: str, status: int) -> int:

@@ -29,7 +29,7 @@ def explain(error: ArgumentError, names: Iterable[str]) -> str:
     `names` are those that may be meant beside classes and their arguments.
     """
     message = str(error)
-    where = "".join(f"{key}: " for key in (".".join(KEY.findall(message)),) if key)
+    where = ".".join(KEY.findall(message))
     innermost = KEY.split(message)[-1]
     owner = OWNER.search(innermost)
     owner_path = next(filter(None, owner.groups())) if owner else None
@@ -45,7 +45,8 @@ def explain(error: ArgumentError, names: Iterable[str]) -> str:
     if owner_path and complaint.endswith("is not accepted"):
         complaint += f" by {owner_path}"
         known = _arguments(owner_path)
-    return where + complaint + (_suggestion(unknown[1], known) if unknown else "")
+    suggestion = _suggestion(unknown[1], known) if unknown else ""
+    return (f"{where}: " if where else "") + complaint + suggestion
 
 
 def _suggestion(name: str, known: set[str]) -> str:

@@ -23,7 +23,7 @@ class Fault(NamedTuple):
     """In words."""
 
 
-def first_fault(model: nn.Module, backward: Callable[[], None]) -> Fault | None:
+def first_fault(model: nn.Module, backward: Callable[[], object]) -> Fault | None:
     """Repeat the forward and backward pass that failed, watching every layer; what was the first to go wrong, or None.
 
     `backward` runs both passes.

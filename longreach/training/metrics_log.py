@@ -36,8 +36,9 @@ class MetricsLog:
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
-            for name, value in values.items() if self._board else ():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            if self._board:
+                for name, value in values.items():
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error}; make room, then continue with --resume") from error
 

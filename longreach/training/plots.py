@@ -1,5 +1,6 @@
 """Plots of a run as PNG files: how the loss fell, and the curves of the task's evaluation.  matplotlib loads on use."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ BLUE, RED, GREY = "#2a6f97", "#d1495b", "#6b7780"
 SMOOTHED_FRACTION = 1 / 40
 """Every point of the smoothed loss is the mean over this fraction of the run around it."""
 HIDDEN_FRACTION = 1 / 50
-"""The steep fall in this fraction of the run, at its beginning, does not decide the scale."""
+"""Neither this fraction of the run at its beginning nor as many of the extreme values decide the scale."""
 LOG_SPAN = 30
 """A curve whose x values span more than this factor gets a logarithmic axis."""
 
@@ -37,10 +38,9 @@ def plot_loss(path: Path, lines: Sequence[Mapping[str, Any]], figure: str) -> No
         if judged:
             xs, ys = [line["step"] for line in judged], [line[shown] for line in judged]
             axes.plot(xs, ys, "o-", color=RED, markersize=4, linewidth=1.2, label="held out")
-        settled = values[int(len(values) * HIDDEN_FRACTION) :] + [line[shown] for line in judged]
-        if settled:
-            margin = 0.05 * (max(settled) - min(settled)) or 0.1
-            axes.set_ylim(min(settled) - margin, max(settled) + margin)
+        settled = sorted(values[int(len(values) * HIDDEN_FRACTION) :])
+        usual = settled[int(len(settled) * HIDDEN_FRACTION) : math.ceil(len(settled) * (1 - HIDDEN_FRACTION))]
+        _scale(axes, usual + [line[shown] for line in judged])
         axes.legend(frameon=False)
 
 
@@ -51,6 +51,13 @@ def plot_curve(path: Path, curve: Curve) -> None:
         if min(curve.x, default=0) > 0 and max(curve.x) > LOG_SPAN * min(curve.x):
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+
+
+def _scale(axes: "Axes", values: Sequence[float]) -> None:
+    """Let the y axis span the values and a little more."""
+    if values:
+        margin = 0.05 * (max(values) - min(values)) or 0.1
+        axes.set_ylim(min(values) - margin, max(values) + margin)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -127,7 +127,8 @@ def distribute(model: nn.Module, processes: Processes, parallel: Parallel) -> nn
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    return fully_shard(applied, mesh=mesh)
+    fully_shard(applied, mesh=mesh)
+    return applied
 
 
 def exchange_gradients(applied: nn.Module, enabled: bool) -> None:
