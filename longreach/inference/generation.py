@@ -18,8 +18,7 @@ from longreach.errors import InputError
 from longreach.inference.eval_mode import eval_mode
 from longreach.inference.sampling import GenerationOptions, choose_tokens, random_streams
 from longreach.inference.text_stream import TextStream
-from longreach.mixers.base import map_state
-from longreach.models.backbone import BackboneState
+from longreach.mixers.base import State, map_state
 from longreach.models.language_model import LanguageModel
 from longreach.tasks.corpora.tokenizers import Tokenizer
 
@@ -89,7 +88,7 @@ class TokenStream:
             self._logits = self._logits[index]
             self._written = None if self._written is None else self._written[index]
 
-    def _read(self, prompts: Sequence[Sequence[int]], chunk: int) -> tuple[Tensor, BackboneState]:
+    def _read(self, prompts: Sequence[Sequence[int]], chunk: int) -> tuple[Tensor, State]:
         length = max(len(prompt) for prompt in prompts)
         tokens = torch.zeros(len(prompts), length, dtype=torch.int64)
         real = torch.zeros(len(prompts), length, dtype=torch.bool)

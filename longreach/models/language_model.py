@@ -9,6 +9,7 @@ Axes: b batch, l length, d model width, v vocabulary.
 """
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longreach.errors import InputError
-from longreach.mixers.base import OptimHint, SequenceMixer
-from longreach.models.backbone import Backbone, BackboneState
+from longreach.mixers.base import OptimHint, SequenceMixer, State
+from longreach.models.backbone import Backbone
+from longreach.models.learned_positions import LearnedPositions
 from longreach.ops.cross_entropy import linear_cross_entropy
 
 
@@ -34,15 +36,21 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, backbone: Backbone, *, tied: bool = True, dropout: float = 0.0, init_std: float = 0.02
+        self,
+        vocab_size: int,
+        backbone: Backbone | LearnedPositions,
+        *,
+        tied: bool = True,
+        dropout: float = 0.0,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.backbone = backbone
+        self.backbone = cast("SequenceMixer[State]", backbone)
         self.embedding = nn.Embedding(vocab_size, backbone.d_model)
         self.head = None if tied else nn.Linear(backbone.d_model, vocab_size, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(init_std)
+        self._initialise(backbone.inner if isinstance(backbone, LearnedPositions) else backbone, init_std)
 
     @property
     def max_length(self) -> int | None:
@@ -68,32 +76,32 @@ class LanguageModel(nn.Module):
         """The cross-entropy of every target in nats, float32; 0 where the target is -100."""
         return self._losses(self.hidden(tokens, mask), targets)
 
-    def init_state(self, batch_size: int) -> BackboneState:
+    def init_state(self, batch_size: int) -> State:
         """The state before the first token."""
         return self.backbone.init_state(batch_size)
 
-    def step(self, token: Int[Tensor, " b"], state: BackboneState) -> tuple[Float[Tensor, "b v"], BackboneState]:
+    def step(self, token: Int[Tensor, " b"], state: State) -> tuple[Float[Tensor, "b v"], State]:
         """Read one token; the logits of the next."""
         hidden, state = self.backbone.step(self._embed(token), state)
         return F.linear(hidden, self._output_weight()), state
 
     def prefill(
-        self, tokens: Int[Tensor, "b l"], state: BackboneState, mask: Bool[Tensor, "b l"] | None = None
-    ) -> tuple[Float[Tensor, "b l v"], BackboneState]:
+        self, tokens: Int[Tensor, "b l"], state: State, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l v"], State]:
         """Read a chunk; the logits after every one of its positions."""
         hidden, state = self.backbone.prefill(self._embed(tokens), state, mask)
         return F.linear(hidden, self._output_weight()), state
 
     def read(
-        self, tokens: Int[Tensor, "b l"], state: BackboneState, mask: Bool[Tensor, "b l"] | None = None
-    ) -> tuple[Float[Tensor, "b v"], BackboneState]:
+        self, tokens: Int[Tensor, "b l"], state: State, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b v"], State]:
         """Read a chunk; the logits after its last position only, as a long prompt needs."""
         hidden, state = self.backbone.prefill(self._embed(tokens), state, mask)
         return F.linear(hidden[:, -1], self._output_weight()), state
 
     def score(
-        self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], state: BackboneState
-    ) -> tuple[Float[Tensor, "b l"], BackboneState]:
+        self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], state: State
+    ) -> tuple[Float[Tensor, "b l"], State]:
         """Read a chunk; the cross-entropy of every target in nats, with all that `state` holds as context."""
         hidden, state = self.backbone.prefill(self._embed(tokens), state)
         return self._losses(hidden, targets), state
@@ -125,12 +133,12 @@ class LanguageModel(nn.Module):
         losses = linear_cross_entropy(hidden.flatten(0, 1), self._output_weight(), targets.flatten())
         return losses.view_as(targets)
 
-    def _initialise(self, std: float) -> None:
+    def _initialise(self, backbone: Backbone, std: float) -> None:
         nn.init.normal_(self.embedding.weight, std=std)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
-        branch_std = std / math.sqrt(2 * len(self.backbone.blocks))
-        for block in self.backbone.blocks:
+        branch_std = std / math.sqrt(2 * len(backbone.blocks))
+        for block in backbone.blocks:
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear) and not _keeps_initialisation(block, name):
                     ends_branch = name.rpartition(".")[2] in ("out", "down")

@@ -1,4 +1,4 @@
-"""Learned absolute positions, as a backbone that adds them to its input.
+"""Learned absolute positions, added to the input of a backbone.
 
     h = backbone(x + P)            P a table with one row for every position (Vaswani et al. 2017, GPT-2)
 
@@ -9,7 +9,7 @@ Only the real positions of a row are counted, so that padding is invisible where
 Axes: b batch, l length, d model width.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,28 +20,27 @@ from longreach.mixers.base import SequenceMixer
 from longreach.models.backbone import Backbone, BackboneState
 
 
-class PositionState(NamedTuple):
-    """The position that comes next in every row."""
+class PositionedState(NamedTuple):
+    """The position that comes next in every row, and the state of the backbone."""
 
     position: Int[Tensor, " b"]
+    inner: BackboneState
 
 
-class LearnedPositions(Backbone):
-    """The layers of `backbone`, behind a sum with a learned vector for each position.
-
-    The state holds the next position as if it were that of one more layer.
+class LearnedPositions(SequenceMixer[PositionedState]):
+    """Adds a learned vector for each position to the input of `backbone`.
 
     Args:
-        backbone: the stack of mixers, which becomes part of this one.
+        backbone: the stack of mixers.
         length: number of positions, which becomes the longest sequence that can be read.
         dropout: probability of dropping a channel of the sum.
     """
 
     def __init__(self, backbone: Backbone, *, length: int, dropout: float = 0.0) -> None:
-        SequenceMixer.__init__(self, backbone.d_model, causal=backbone.causal)
+        super().__init__(backbone.d_model, causal=backbone.causal)
         if length < 1:
             raise InputError(f"length={length}: a table of positions has at least one")
-        self.blocks, self.norm, self.recompute = backbone.blocks, backbone.norm, backbone.recompute
+        self.inner = backbone
         self.table = nn.Parameter(torch.empty(length, backbone.d_model).normal_(std=0.02))
         self.dropout = nn.Dropout(dropout)
         self.max_length = min(length, backbone.max_length or length)
@@ -49,26 +48,25 @@ class LearnedPositions(Backbone):
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """All layers, on the whole sequence."""
         start = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return super().forward(self._add(x, start, mask), mask)
+        return self.inner(self._add(x, start, mask), mask)
 
-    def init_state(self, batch_size: int) -> BackboneState:
+    def init_state(self, batch_size: int) -> PositionedState:
         """Every row at position 0."""
         first = torch.zeros(batch_size, dtype=torch.long, device=self.table.device)
-        return _with_position(first, super().init_state(batch_size))
+        return PositionedState(first, self.inner.init_state(batch_size))
 
-    def step(self, x: Float[Tensor, "b d"], state: BackboneState) -> tuple[Float[Tensor, "b d"], BackboneState]:
+    def step(self, x: Float[Tensor, "b d"], state: PositionedState) -> tuple[Float[Tensor, "b d"], PositionedState]:
         """All layers, on one position."""
-        position, inner = _without_position(state)
-        y, inner = super().step(self._add(x[:, None], position, None)[:, 0], inner)
-        return y, _with_position(position + 1, inner)
+        y, inner = self.inner.step(self._add(x[:, None], state.position, None)[:, 0], state.inner)
+        return y, PositionedState(state.position + 1, inner)
 
     def prefill(
-        self, x: Float[Tensor, "b l d"], state: BackboneState, mask: Bool[Tensor, "b l"] | None = None
-    ) -> tuple[Float[Tensor, "b l d"], BackboneState]:
+        self, x: Float[Tensor, "b l d"], state: PositionedState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], PositionedState]:
         """All layers, on a chunk."""
-        position, inner = _without_position(state)
-        y, inner = super().prefill(self._add(x, position, mask), inner, mask)
-        return y, _with_position(position + (x.shape[1] if mask is None else mask.sum(1)), inner)
+        y, inner = self.inner.prefill(self._add(x, state.position, mask), state.inner, mask)
+        read = x.shape[1] if mask is None else mask.sum(1)
+        return y, PositionedState(state.position + read, inner)
 
     def _add(self, x: Tensor, start: Tensor, mask: Tensor | None) -> Tensor:
         """`x` plus the vectors of its positions, which begin at `start` and advance where `mask` is True."""
@@ -80,12 +78,3 @@ class LearnedPositions(Backbone):
                 f"max_length={self.max_length} positions, or build and train the model with more"
             )
         return self.dropout(x + self.table[position])
-
-
-def _with_position(position: Tensor, inner: BackboneState) -> BackboneState:
-    return BackboneState((PositionState(position), *inner.layers))
-
-
-def _without_position(state: BackboneState) -> tuple[Tensor, BackboneState]:
-    first = cast(PositionState, state.layers[0])
-    return first.position, BackboneState(state.layers[1:])

@@ -139,14 +139,16 @@ def rules(model: LanguageModel | Classifier, variant: Variant) -> list[Rule]:
             Rule("output.bias", "head.output_transform.bias", (n_classes,)),
         ]
         return head + [rule._replace(ours=f"encoder.{rule.ours}") for rule in rules(model.encoder, variant)]
-    backbone = model.backbone
+    backbone, where = model.backbone, "backbone"
     found = [Rule("embedding.weight", EMBEDDING, tuple(model.embedding.weight.shape))]
     if isinstance(backbone, LearnedPositions):
         found.append(Rule("backbone.table", POSITIONS, tuple(backbone.table.shape)))
+        backbone, where = backbone.inner, "backbone.inner"
+    assert isinstance(backbone, Backbone)
     assert backbone.norm is not None
-    found += _same("backbone.norm", "backbone.ln_f", backbone.norm)
+    found += _same(f"{where}.norm", "backbone.ln_f", backbone.norm)
     for i, block in enumerate(backbone.blocks):
-        ours, theirs = f"backbone.blocks.{i}", f"backbone.layers.{i}"
+        ours, theirs = f"{where}.blocks.{i}", f"backbone.layers.{i}"
         assert isinstance(block.channel_mixer, MLP)
         assert block.channel_norm is not None
         found += _same(f"{ours}.norm", f"{theirs}.norm1", block.norm)
