@@ -25,7 +25,7 @@ from training_toys import (
 from longreach.errors import InputError
 from longreach.tasks.base import Batch, Evaluation
 from longreach.training import DivergenceError, loop, whole_run
-from longreach.training.metrics_log import read_metrics
+from longreach.training.metrics_log import MetricsLog, read_metrics
 
 
 class ScriptedTask(CountingTask):
@@ -197,7 +197,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "best"), [(ScriptedTask, [3.0, 1.0, math.nan, 2.0]), (HighestTask, [1.0, 3.0, math.nan, 2.0])]
+    ("task", "best"), [(ScriptedTask, [math.nan, 1.0, 3.0, 2.0]), (HighestTask, [math.nan, 3.0, 1.0, 2.0])]
 )
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path: Path, task: type, best: list[float]) -> None:
     result = small_run(tmp_path / "run", task=task(best), evaluate_every=1, steps=4)
@@ -212,13 +212,17 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path: Path, task
 
 def test_checkpoints_and_evaluations_keep_their_own_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
+    monkeypatch.setattr(MetricsLog, "flush", lambda self: saved.append("flush"))
     monkeypatch.setattr(
         loop.Learner,
         "save",
         lambda self, folder, state, to_resume: saved.append((folder.name, state["position"]["step"])),
     )
     small_run(tmp_path / "run", task=ScriptedTask([3.0, 2.0, 1.0]), steps=10, evaluate_every=4, save_every=3)
-    assert saved == [("last", 3), ("best", 4), ("last", 6), ("best", 8), ("last", 9), ("best", 10), ("last", 10)]
+    assert saved == [
+        "flush", ("last", 3), ("best", 4), "flush", ("last", 6), ("best", 8), "flush", ("last", 9), ("best", 10),
+        "flush", ("last", 10),
+    ]  # fmt: skip
 
 
 def test_an_objective_that_is_not_measured_is_named(tmp_path: Path) -> None:

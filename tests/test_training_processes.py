@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from training_toys import (
+    CountingTask,
     ExplodingModel,
     SignallingTask,
     TrapTask,
@@ -25,8 +27,9 @@ from training_toys import (
 from longreach.errors import InputError
 from longreach.mixers import S4D, Attention
 from longreach.models import MLP, Backbone, LanguageModel
-from longreach.training import DivergenceError
-from longreach.training.processes import choose_device
+from longreach.training import DivergenceError, TrainingOptions
+from longreach.training.learner import Learner
+from longreach.training.processes import choose_device, join_processes
 
 SECONDS = 120
 """More than any of these runs needs on a busy machine; a hang is a failure, not a wait."""
@@ -66,8 +69,8 @@ def run_in_two(run: Path, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process that cuts every step into two parts."""
-    return small_run(tmp_path_factory.mktemp("runs") / "alone", model=language_model, accumulate=2).run
+    """One process that cuts every step into four parts."""
+    return small_run(tmp_path_factory.mktemp("runs") / "alone", model=language_model, accumulate=4).run
 
 
 def assert_close(run: Path, other: Path) -> None:
@@ -84,9 +87,9 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Two processes, each with one of those parts."""
+    """Two processes, each with two of those parts."""
     run = tmp_path_factory.mktemp("runs") / request.param
-    run_in_two(run, parallel=request.param)
+    run_in_two(run, parallel=request.param, accumulate=2)
     return request.param, run
 
 
@@ -103,14 +106,35 @@ def test_a_signal_to_one_stops_both_and_both_or_one_resume(
     tmp_path: Path, alone: Path, together: tuple[str, Path]
 ) -> None:
     parallel, undisturbed = together
-    run_in_two(tmp_path / "both", parallel=parallel, task=SignallingTask(5, signal.SIGTERM, rank="1"))
+    run_in_two(tmp_path / "both", parallel=parallel, accumulate=2, task=SignallingTask(5, signal.SIGTERM, rank="1"))
     assert len(losses(tmp_path / "both")) == 6
     shutil.copytree(tmp_path / "both", tmp_path / "one")
-    run_in_two(tmp_path / "both", parallel=parallel, resume=True)
+    run_in_two(tmp_path / "both", parallel=parallel, accumulate=2, resume=True)
     assert_same_run(tmp_path / "both", undisturbed)
-    small_run(tmp_path / "one", model=language_model, accumulate=2, resume=True)
+    small_run(tmp_path / "one", model=language_model, accumulate=4, resume=True)
     assert len(losses(tmp_path / "one")) == 12
     assert_close(tmp_path / "one", alone)
+
+
+def evaluate_in_one_of_two(done: Path) -> None:
+    """Every parameter is in shards before and after an evaluation, which gathers them."""
+    options = TrainingOptions(steps=1, device="cpu", parallel="fsdp")
+    with join_processes("cpu") as processes:
+        learner = Learner(CountingTask(), language_model(8), options, processes)
+        assert all(isinstance(parameter, DTensor) for parameter in learner.model.parameters())
+        learner.evaluate()
+        assert all(isinstance(parameter, DTensor) for parameter in learner.model.parameters())
+        del learner
+    (done / os.environ["RANK"]).touch()
+
+
+@pytest.mark.slow
+def test_an_evaluation_gives_back_what_it_gathered(tmp_path: Path) -> None:
+    processes = start_two(evaluate_in_one_of_two, tmp_path)
+    for process in processes:
+        process.join(SECONDS)
+        process.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 @pytest.mark.slow
