@@ -178,6 +178,12 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, undisturbed: Pa
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", steps=1).run
+    with pytest.raises(InputError, match=r"begun on other data: vocab_size differ .*begin a new run"):
+        small_run(run, task=CountingTask(vocab_size=9), model=lambda size: TableModel(8), steps=2, resume=True)
+
+
 def test_more_steps_go_on_where_the_run_ended(tmp_path: Path) -> None:
     small_run(tmp_path / "run")
     assert small_run(tmp_path / "run", steps=20, resume=True).finished

@@ -12,6 +12,7 @@ from training_toys import small_run, tensors
 from longreach.errors import InputError
 from longreach.tasks.base import Curve
 from longreach.training import load_run, read_experiment, train
+from longreach.training.metrics_log import MetricsLog, read_metrics
 from longreach.training.plots import plot_curve, plot_loss, smoothed
 from longreach.training.run_folder import RunFolder
 
@@ -68,7 +69,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path: Path) -> Non
     assert [path.stat().st_size > 5000 for path in result.plots] == [True, True]
     record = json.loads((result.run / "record.json").read_text())
     assert record["model"] == {"class": "TableModel", "input_size": 8, "parameters": 8 * 8 + 16 + 72}
-    assert record["task"] == {"class": "CountingTask", "vocab_size": 8}
+    assert (record["task"], record["data"]) == ("CountingTask", {"vocab_size": 8})
     assert record["result"]["finished"] is True
     assert record["result"]["steps"] == 150
     assert record["result"]["tokens"] == 150 * 64
@@ -152,6 +153,28 @@ def test_the_record_is_replaced_whole_or_not_at_all(copy: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="No space left"):
         folder.add_to_record({"more": 1})
     assert folder.read_record() == before
+
+
+def test_a_full_disk_is_reported_wherever_it_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training_toys.CountingTask.save", full)
+        with pytest.raises(InputError, match=r"cannot write .*task.* No space left .* intact"):
+            small_run(tmp_path / "task", steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", full)
+        with pytest.raises(InputError, match=r"cannot write .*loss\.png.* No space left .* intact"):
+            small_run(tmp_path / "plot", steps=1)
+    assert small_run(tmp_path / "plot", steps=1, resume=True).finished
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "board", step=0)
+    with log:
+        log.write("train", 1, {"loss": 1.0})
+        monkeypatch.setattr(json, "dumps", full)
+        with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl"):
+            log.write("train", 2, {"loss": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_plots_are_drawn_where_there_is_little_to_draw(tmp_path: Path) -> None:

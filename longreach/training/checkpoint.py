@@ -10,7 +10,6 @@ one before stays.  No random state is stored: a step seeds its own (see longreac
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longreach.errors import InputError
+from longreach.training.disk import flush_to_disk
 from longreach.training.processes import full_tensor, like_shards
 
 MODEL, OPTIMISER, STATE = "model.safetensors", "optimiser.safetensors", "state.json"
@@ -96,15 +96,6 @@ def replacing(folder: Path) -> Iterator[Path]:
             "make room or mend the disk, then continue with --resume"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Return when the file or folder has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest(path: Path) -> str:

@@ -6,7 +6,8 @@ One step takes batch `step` of the task, cut into one part per process and accum
 
 so that neither the number of processes nor that of parts changes the result, except for rounding.  What is random in
 a part is seeded from the run's seed, the step and the part.  A step is therefore a pure function of the weights, the
-optimiser's statistics and its own number: a run that resumes from a checkpoint repeats lost steps bit for bit.
+optimiser's statistics and its own number: a run that resumes from a checkpoint repeats lost steps bit for bit (on a
+GPU as far as its kernels are deterministic).
 """
 
 import hashlib
@@ -83,7 +84,7 @@ class Learner:
         """The task's judgement of the model as it is."""
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            evaluation = self._applied(lambda model: self.task.evaluate(model))
+            evaluation = self._applied(self.task.evaluate)
         reshard(self._applied)
         return evaluation
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from longreach.errors import InputError
+from longreach.training.disk import replace_text, writing
 
 Kind = Literal["train", "evaluation"]
 
@@ -24,23 +24,22 @@ class MetricsLog:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         self._path = path
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
         self._board = None
-        if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
+        with writing(path):
+            self._file = path.open("a")
+            if importlib.util.find_spec("tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+                self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def write(self, kind: Kind, step: int, values: Mapping[str, Any]) -> None:
         """Add one line."""
-        try:
+        with writing(self._path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
             if self._board:
                 for name, value in values.items():
                     self._board.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error}; make room, then continue with --resume") from error
 
     def flush(self) -> None:
         """Return when all lines have reached the disk, as those before a checkpoint must."""
@@ -50,9 +49,10 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
+        with writing(self._path):
+            self._file.close()
+            if self._board:
+                self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -61,14 +61,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     *complete, _ = path.read_text().split("\n")
     return [json.loads(line) for line in complete]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that at every instant either the old or the new one is there, whole."""
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        fresh.write_text(text)
-        os.replace(fresh, path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}; make room, then try again") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longreach.tasks.base import Curve
+from longreach.training.disk import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,5 +82,6 @@ def plot_axes(path: Path, *, x_label: str, y_label: str) -> Iterator["Axes"]:
     axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
     axes.margins(x=0.02)
     yield axes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)

@@ -24,7 +24,7 @@ import torch
 import longreach
 from longreach.errors import InputError
 from longreach.training.checkpoint import find
-from longreach.training.metrics_log import replace_text
+from longreach.training.disk import replace_text
 
 CheckpointName = Literal["last", "best"]
 

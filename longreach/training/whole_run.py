@@ -1,5 +1,6 @@
 """A whole run: prepare the data, build the model, train it, and leave a folder that tells the story."""
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -10,11 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from longreach.errors import InputError
 from longreach.tasks.base import Curve, Evaluation, ModelFactory, Task
 from longreach.training import checkpoint
+from longreach.training.disk import replace_text, writing
 from longreach.training.learner import Learner
 from longreach.training.loop import Loop, Position, peak_memory
-from longreach.training.metrics_log import MetricsLog, read_metrics, replace_text
+from longreach.training.metrics_log import MetricsLog, read_metrics
 from longreach.training.options import TrainingOptions
 from longreach.training.plots import plot_curve, plot_loss
 from longreach.training.processes import Processes, join_processes
@@ -113,11 +116,20 @@ def _log(folder: RunFolder, processes: Processes, step: int) -> AbstractContextM
 
 
 def _begin(folder: RunFolder, learner: Learner, config: str | None, model: Mapping[str, int | None]) -> None:
-    """Write all that is known before the first step."""
+    """Write all that is known before the first step; raises InputError if the data of a resumed run has changed."""
+    data = json.loads(json.dumps(learner.task.record()))
+    before = folder.read_record().get("data", data)
+    changed = [name for name in {**before, **data} if before.get(name) != data.get(name)]
+    if changed:
+        raise InputError(
+            f"{folder.path} was begun on other data: {', '.join(changed)} differ from its record.json; "
+            f"restore the data, or begin a new run: longreach train --config {folder.config}"
+        )
     folder.create()
     if config is not None:
         replace_text(folder.config, config)
-    learner.task.save(folder.path)
+    with writing(folder.path):
+        learner.task.save(folder.path)
     options, processes = learner.options, learner.processes
     folder.add_to_record(
         {
@@ -128,7 +140,8 @@ def _begin(folder: RunFolder, learner: Learner, config: str | None, model: Mappi
             "parallel": options.parallel if processes.count > 1 else None,
             "seed": options.seed,
             "model": {"class": type(learner.model).__name__, **model},
-            "task": {"class": type(learner.task).__name__, **learner.task.record()},
+            "task": type(learner.task).__name__,
+            "data": data,
         }
     )
 
