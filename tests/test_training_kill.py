@@ -13,7 +13,7 @@ from longreach.training import whole_run
 from longreach.training.checkpoint import find, load_state
 
 KILLS = 20
-RUN = {"steps": 40, "evaluate_every": 7, "save_every": 1}
+RUN = {"steps": 24, "evaluate_every": 5, "save_every": 1}
 
 
 def _train(run: Path, started: Path) -> None:
