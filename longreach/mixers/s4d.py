@@ -272,6 +272,6 @@ class S4D(SequenceMixer[S4DState]):
 def _inverse(value: Float64[Tensor, "..."], transform: Transform, option: str) -> Float32[Tensor, "..."]:
     """The parameter that `transform` takes to `value`, or to the least value allowed."""
     parameter = _INVERSES[transform](value.clamp(min=_FLOOR))
-    if not parameter.isfinite().all():
+    if not parameter.is_meta and not parameter.isfinite().all():
         raise InputError(f"{option}={transform!r} cannot give {value.max():.3g}; use exp or softplus")
     return parameter.float()

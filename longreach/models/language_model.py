@@ -9,7 +9,6 @@ Axes: b batch, l length, d model width, v vocabulary.
 """
 
 import math
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,8 +17,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint, SequenceMixer, State
-from longreach.models.backbone import Backbone
-from longreach.models.learned_positions import LearnedPositions
+from longreach.models.backbone import Block
 from longreach.ops.cross_entropy import linear_cross_entropy
 
 
@@ -28,7 +26,7 @@ class LanguageModel(nn.Module):
 
     Args:
         vocab_size: number of tokens.
-        backbone: the stack of mixers.
+        backbone: what mixes the tokens: a Backbone, LearnedPositions around one, or a single mixer.
         tied: use the embedding as the output projection too.
         dropout: probability of dropping a channel of an embedding.
         init_std: standard deviation of embeddings and linear maps at the start, 0.02 as in GPT-2; linear maps that
@@ -38,7 +36,7 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         vocab_size: int,
-        backbone: Backbone | LearnedPositions,
+        backbone: SequenceMixer,
         *,
         tied: bool = True,
         dropout: float = 0.0,
@@ -46,11 +44,11 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.backbone = cast("SequenceMixer[State]", backbone)
+        self.backbone = backbone
         self.embedding = nn.Embedding(vocab_size, backbone.d_model)
         self.head = None if tied else nn.Linear(backbone.d_model, vocab_size, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(backbone.inner if isinstance(backbone, LearnedPositions) else backbone, init_std)
+        self._initialise(init_std)
 
     @property
     def max_length(self) -> int | None:
@@ -133,20 +131,21 @@ class LanguageModel(nn.Module):
         losses = linear_cross_entropy(hidden.flatten(0, 1), self._output_weight(), targets.flatten())
         return losses.view_as(targets)
 
-    def _initialise(self, backbone: Backbone, std: float) -> None:
+    def _initialise(self, std: float) -> None:
         nn.init.normal_(self.embedding.weight, std=std)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
-        branch_std = std / math.sqrt(2 * len(backbone.blocks))
-        for block in backbone.blocks:
+        blocks = [module for module in self.backbone.modules() if isinstance(module, Block)]
+        for block in blocks:
+            branch_std = std / math.sqrt(2 * len(blocks))
             for name, module in block.named_modules():
-                if isinstance(module, nn.Linear) and not _keeps_initialisation(block, name):
+                if isinstance(module, nn.Linear) and not _keeps_initialisation(name):
                     ends_branch = name.rpartition(".")[2] in ("out", "down")
                     nn.init.normal_(module.weight, std=branch_std if ends_branch else std)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
 
 
-def _keeps_initialisation(block: nn.Module, name: str) -> bool:
+def _keeps_initialisation(name: str) -> bool:
     """Only the projections of a mixer itself are ordinary linear maps; those inside its parts (a filter) are not."""
     return name.startswith("mixer.") and name.count(".") > 1

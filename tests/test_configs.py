@@ -1,0 +1,36 @@
+"""Every configuration that is shipped reads, builds, and fits its task."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from longreach.tasks.corpora import Corpus
+from longreach.training import read_experiment
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+VOCABULARY = 4096
+
+
+def test_there_are_configurations() -> None:
+    assert {path.stem for path in CONFIGS} >= {"hyena", "s4d", "attention", "hybrid"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_builds(path: Path) -> None:
+    experiment = read_experiment(path)
+    with torch.device("meta"):  # shapes only: no memory, whatever the size
+        model = experiment.model(VOCABULARY)
+    assert isinstance(experiment.task, Corpus)
+    assert model.causal
+    assert model.max_length is None or model.max_length >= experiment.task.context
+    stages = experiment.task.curriculum
+    assert experiment.training.steps is not None
+    assert not stages or stages[-1].until_step < experiment.training.steps, "the full context is never trained"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_says_where_it_comes_from(path: Path) -> None:
+    head = path.read_text().split("task:")[0]
+    assert head.startswith("# ")
+    assert "arXiv:" in head or "configs/" in head
