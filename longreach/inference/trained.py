@@ -42,7 +42,7 @@ def load_trained(run: Path, checkpoint: CheckpointName = "best") -> TrainedModel
         )
     model, corpus = cast(LanguageModel, loaded.model), cast(Corpus, loaded.experiment.task)
     tokenizer = load_tokenizer(run / "tokenizer.json")
-    trained_with = loaded.folder.read_record().get("task", {}).get("tokenizer", {}).get("fingerprint")
+    trained_with = loaded.folder.read_record().get("data", {}).get("tokenizer", {}).get("fingerprint")
     if tokenizer.fingerprint != trained_with or tokenizer.vocab_size != model.vocab_size:
         raise InputError(
             f"{run / 'tokenizer.json'} ({tokenizer.vocab_size} tokens) is not the tokenizer that the model of "
