@@ -85,6 +85,13 @@ def test_a_stage_may_have_its_own_batch_size() -> None:
         Packer(ROW, 64, 1, curriculum=[Stage(5, 65, batch_size=1)])
 
 
+def test_targets_are_counted_over_the_stages() -> None:
+    packer = Packer(ROW, 64, 2, curriculum=[Stage(3, 8), Stage(5, 32, batch_size=1)])
+    sizes = [packer.batch(step, 0, 1).targets.numel() for step in range(9)]
+    for first, stop in [(0, 9), (0, 3), (2, 4), (3, 5), (4, 9), (6, 8), (7, 7)]:
+        assert packer.n_targets(first, stop) == sum(sizes[first:stop])
+
+
 def test_every_stage_starts_an_epoch_of_its_own() -> None:
     packer = Packer(ROW, 100, 2, curriculum=[Stage(5, 50)])
     for steps in (range(5), range(5, 10)):

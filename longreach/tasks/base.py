@@ -65,6 +65,10 @@ class Task(ABC):
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """The `part`-th (from 0) of the `parts` equal parts of the examples of `step`; the same on every machine."""
 
+    def work(self, first_step: int, stop_step: int) -> float:
+        """How much there is to do from one step up to another, in any unit: by it the time left is estimated."""
+        return stop_step - first_step
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum, not the mean, of the losses of all targets that count, in nats: a float32 scalar."""

@@ -102,11 +102,15 @@ class Loop:
         }
         if self._log:
             self._log.write("train", position.step, values)
-        left = None
-        if position.steps is not None:
-            rate = (position.seconds - self._seconds_before) / (position.step - self._first_step)
-            left = (position.steps - position.step) * rate
-        self._progress.show(position.step, position.steps, values, left)
+        self._progress.show(position.step, position.steps, values, self._seconds_left())
+
+    def _seconds_left(self) -> float | None:
+        """What the rest of the run takes if it goes on as fast as up to now; None while its end is not known."""
+        position, work = self.position, self.learner.task.work
+        if position.steps is None:
+            return None
+        pace = (position.seconds - self._seconds_before) / work(self._first_step, position.step)
+        return work(position.step, position.steps) * pace
 
     def _plan(self) -> None:
         """Turn the budget in minutes into a number of steps, from the time that the first steps took."""

@@ -140,6 +140,10 @@ class Corpus(Task):
         """Windows of the training text, see `packing`."""
         return self._ready().packer.batch(step, part, parts)
 
+    def work(self, first_step: int, stop_step: int) -> float:
+        """The number of targets, of which the stages of a curriculum have different numbers per step."""
+        return self._ready().packer.n_targets(first_step, stop_step)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the targets' losses in nats."""
         return cast(_Predictor, model).token_losses(batch.inputs, batch.targets).float().sum()

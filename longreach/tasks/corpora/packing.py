@@ -102,6 +102,16 @@ class Packer:
         windows = torch.from_numpy(self.tokens[places].astype(np.int64))
         return Batch(windows[:, :-1], windows[:, 1:])
 
+    def n_targets(self, first_step: int, stop_step: int) -> int:
+        """How many targets all steps from `first_step` up to `stop_step` have together."""
+        ends = [stage.until_step for stage in self.curriculum if first_step < stage.until_step < stop_step]
+        starts = [first_step, *ends]
+        spans = [self._span(start) for start in starts]
+        return sum(
+            (stop - start) * span.context * span.batch_size
+            for start, stop, span in zip(starts, [*ends, stop_step], spans, strict=True)
+        )
+
     def _span(self, step: int) -> _Span:
         """The stage that a step belongs to."""
         first_step = 0
