@@ -65,7 +65,7 @@ class Task(ABC):
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """The `part`-th (from 0) of the `parts` equal parts of the examples of `step`; the same on every machine."""
 
-    def work(self, first_step: int, stop_step: int) -> float:
+    def work(self, first_step: int, stop_step: int) -> int:
         """How much there is to do from one step up to another, in any unit: by it the time left is estimated."""
         return stop_step - first_step
 

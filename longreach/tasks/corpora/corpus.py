@@ -140,7 +140,7 @@ class Corpus(Task):
         """Windows of the training text, see `packing`."""
         return self._ready().packer.batch(step, part, parts)
 
-    def work(self, first_step: int, stop_step: int) -> float:
+    def work(self, first_step: int, stop_step: int) -> int:
         """The number of targets, of which the stages of a curriculum have different numbers per step."""
         return self._ready().packer.n_targets(first_step, stop_step)
 
