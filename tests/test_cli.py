@@ -26,10 +26,13 @@ HYBRID = {
     "class_path": "LanguageModel",
     "init_args": {
         "backbone": {
-            "d_model": 8,
-            "n_layers": 2,
-            "mixers": [{"class_path": "S4D", "init_args": {"d_state": 4}}, "Attention"],
-            "channel_mixer": {"class_path": "MLP", "init_args": {"expand": 2}},
+            "class_path": "Backbone",
+            "init_args": {
+                "d_model": 8,
+                "n_layers": 2,
+                "mixers": [{"class_path": "S4D", "init_args": {"d_state": 4}}, "Attention"],
+                "channel_mixer": {"class_path": "MLP", "init_args": {"expand": 2}},
+            },
         }
     },
 }

@@ -24,10 +24,12 @@ model:
   class_path: LanguageModel
   init_args:
     backbone:
-      d_model: 8
-      n_layers: 2
-      mixers: [S4D, {class_path: Attention, init_args: {n_heads: 2}}]
-      channel_mixer: MLP
+      class_path: Backbone
+      init_args:
+        d_model: 8
+        n_layers: 2
+        mixers: [S4D, {class_path: Attention, init_args: {n_heads: 2}}]
+        channel_mixer: MLP
 training: {steps: 3, warmup_steps: 1, threads: 1, device: cpu}
 """
 
