@@ -1,4 +1,4 @@
-"""Every mixer, in every configuration of mixer_cases.py, obeys every law that applies to it."""
+"""Every mixer, in every configuration of cases/, obeys every law that applies to it."""
 
 import dataclasses
 import inspect

@@ -15,37 +15,19 @@ Axes: b batch, l length, d channels, n modes (half of `d_state`), s independent 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Complex, Float, Float32, Float64, Int
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, Spectrum, diagonal_system, discretise
+from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform
 from longreach.mixers.base import OptimHint, SequenceMixer
 
-Transform = Literal["exp", "softplus", "sigmoid", "relu", "none"]
-
-_FLOOR = 1e-4  # the least value that a transformed parameter starts from; HiPPO-Fourier has Re A = 0
-_TRANSFORMS: dict[Transform, Callable[[Tensor], Tensor]] = {
-    "exp": torch.exp,
-    "softplus": F.softplus,
-    "sigmoid": torch.sigmoid,
-    "relu": lambda x: F.relu(x) + _FLOOR,
-    "none": lambda x: x,
-}
-_INVERSES: dict[Transform, Callable[[Tensor], Tensor]] = {
-    "exp": torch.log,
-    "softplus": lambda y: y + torch.log(-torch.expm1(-y)),
-    "sigmoid": torch.logit,
-    "relu": lambda y: y,
-    "none": lambda y: y,
-}
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
 
 
@@ -133,7 +115,7 @@ class S4D(SequenceMixer[S4DState]):
         self._initialise_system(init, d_state, init_options)
         modes = self.A_real.shape[1]
         log_dt = torch.empty(d_model, 1 if options.dt_tied else modes).uniform_(math.log(dt_min), math.log(dt_max))
-        inv_dt = _inverse(log_dt.double().exp(), options.dt_transform, "dt_transform")
+        inv_dt = inverse_transform(log_dt.double().exp(), options.dt_transform, "dt_transform")
         self.inv_dt = nn.Parameter(inv_dt.asinh() if options.dt_fast else inv_dt)
         C = torch.randn(2 if bidirectional else 1, d_model, modes, dtype=torch.complex64)  # variance 1/2 a part
         self.C = self._store(C)
@@ -154,11 +136,11 @@ class S4D(SequenceMixer[S4DState]):
     def _initialise_system(self, init: Spectrum, d_state: int, init_options: DiagonalInit) -> None:
         options = self.options
         A, B = diagonal_system(init, 2 * d_state if options.real else d_state, self.n_ssm, init_options)
-        self.A_real = nn.Parameter(_inverse(-A.real, options.real_transform, "real_transform"))
+        self.A_real = nn.Parameter(inverse_transform(-A.real, options.real_transform, "real_transform"))
         if options.real:
             self.optim_hints = {name: hint for name, hint in self.optim_hints.items() if name != "A_imag"}
         else:
-            self.A_imag = nn.Parameter(_inverse(-A.imag, options.imag_transform, "imag_transform"))
+            self.A_imag = nn.Parameter(inverse_transform(-A.imag, options.imag_transform, "imag_transform"))
         self.B = self._store(B.to(torch.complex64))
 
     def _store(self, value: Complex[Tensor, "..."]) -> nn.Parameter:
@@ -176,9 +158,9 @@ class S4D(SequenceMixer[S4DState]):
         """The sampled system: log abar, bbar and C."""
         options, copies = self.options, self.d_model // self.n_ssm
         inv_dt = self.inv_dt.sinh() if options.dt_fast else self.inv_dt
-        dt = _TRANSFORMS[options.dt_transform](inv_dt) * options.rate  # (d, 1) or (d, n)
-        decay = _TRANSFORMS[options.real_transform](self.A_real)
-        frequency = torch.zeros_like(decay) if options.real else _TRANSFORMS[options.imag_transform](self.A_imag)
+        dt = TRANSFORMS[options.dt_transform](inv_dt) * options.rate  # (d, 1) or (d, n)
+        decay = TRANSFORMS[options.real_transform](self.A_real)
+        frequency = torch.zeros_like(decay) if options.real else TRANSFORMS[options.imag_transform](self.A_imag)
         A = torch.complex(-decay, -frequency).repeat(copies, 1)
         log_abar, bbar = discretise(self.discretisation, A, self._complex(self.B).repeat(copies, 1), dt)
         C = self._complex(self.C)
@@ -186,6 +168,10 @@ class S4D(SequenceMixer[S4DState]):
             turns = dt / options.rate * A.imag.abs() / (2 * math.pi)  # per sample at rate 1; Nyquist is 1/2
             C = C * (turns < options.bandlimit / 2)
         return log_abar, bbar, C
+
+    def _causal_system(self) -> ops.ModalSystem:
+        log_abar, bbar, C = self._system()
+        return ops.ModalSystem(log_abar, bbar, C[0])
 
     def kernels(self, length: int) -> Float[Tensor, "r d k"]:
         """The impulse responses, past first, of `length` taps or as many as there are; memory O(d n sqrt(length))."""
@@ -213,14 +199,15 @@ class S4D(SequenceMixer[S4DState]):
         """Advance every mode by one sample, O(d n)."""
         if not self.causal:
             raise self._no_recurrent_view()
-        log_abar, bbar, C = self._system()
+        system = self._causal_system()
         u = x.to(state.window.dtype)
-        modes = log_abar.exp() * state.modes + bbar * u[..., None]
+        y, modes = ops.modal_step(u, state.modes, system)
         window = state.window
         if self.taps is not None:  # what leaves the window is forgotten
-            modes = modes - (log_abar * self.taps).exp() * bbar * window[..., :1]
+            leaving = (system.log_abar * self.taps).exp() * system.bbar * window[..., :1]
+            y, modes = y - 2 * (system.C * leaving).real.sum(-1), modes - leaving
             window = torch.cat([window[..., 1:], u[..., None]], dim=-1)
-        return (2 * (C[0] * modes).real.sum(-1) + self.D * u).to(x.dtype), S4DState(modes, window)
+        return (y + self.D * u).to(x.dtype), S4DState(modes, window)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: S4DState, mask: Bool[Tensor, "b l"] | None = None
@@ -228,50 +215,32 @@ class S4D(SequenceMixer[S4DState]):
         """The convolution of the chunk, plus the free decay of what the state already held: O(d (l log l + n l))."""
         if not self.causal:
             raise self._no_recurrent_view()
-        if mask is None:
-            y, state = self._prefill(x.mT, state, None)
-            return y.mT, state
-        order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # padding first, wherever it was
-        u = x.masked_fill(~mask[..., None], 0).gather(1, order[..., None].expand(x.shape))
-        y, state = self._prefill(u.mT, state, (~mask).sum(1)[:, None])
-        return y.mT.gather(1, order.argsort(dim=1)[..., None].expand(x.shape)), state
-
-    def _prefill(
-        self, u: Float[Tensor, "b d l"], state: S4DState, padding: Int[Tensor, "b 1"] | None
-    ) -> tuple[Float[Tensor, "b d l"], S4DState]:
-        """Prefill with the first `padding` positions of each row, which hold zeros, left out of time."""
         if self.taps is not None:
-            return self._prefill_window(u, state, padding)
-        length = u.shape[-1]
-        log_abar, bbar, C = self._system()
-        decay = ops.vandermonde(C[0] * log_abar.exp() * state.modes, log_abar, length)  # (b, d, l)
-        elapsed = torch.full((1, 1), length, device=u.device) if padding is None else length - padding
-        if padding is not None:
-            since = (torch.arange(length, device=u.device) - padding).clamp(min=0)
-            decay = decay.gather(-1, since[:, None].expand_as(decay))
-        abar_elapsed = (log_abar.to(torch.complex128) * elapsed[..., None]).exp().to(log_abar.dtype)  # (b or 1, d, n)
-        modes = abar_elapsed * state.modes + bbar * ops.vandermonde_adjoint(u.to(self.D.dtype), log_abar)
-        return self._convolve(u) + decay.to(u.dtype), S4DState(modes, state.window)
+            return self._prefill_window(x, state, mask)
+        u = x.mT
+        y, modes = ops.modal_prefill(u, state.modes, self._causal_system(), mask)
+        return (y + self.D[:, None] * u).mT.to(x.dtype), S4DState(modes, state.window)
 
     def _prefill_window(
-        self, u: Float[Tensor, "b d l"], state: S4DState, padding: Int[Tensor, "b 1"] | None
-    ) -> tuple[Float[Tensor, "b d l"], S4DState]:
+        self, x: Float[Tensor, "b l d"], state: S4DState, mask: Bool[Tensor, "b l"] | None
+    ) -> tuple[Float[Tensor, "b l d"], S4DState]:
         """The same for a kernel of few taps, to which all that matters of the past is the window."""
-        taps, length = state.window.shape[-1], u.shape[-1]
-        joined = torch.cat([state.window, u.to(state.window.dtype)], dim=-1)
-        if padding is not None:  # move the window behind the padding
-            position = torch.arange(taps + length, device=u.device).expand(u.shape[0], -1)
+        taps, (b, length, _) = state.window.shape[-1], x.shape
+        order = None if mask is None else ops.padding_first(mask)
+        u = x if mask is None else _reorder(x.masked_fill(~mask[..., None], 0), order)
+        joined = torch.cat([state.window, u.mT.to(state.window.dtype)], dim=-1)
+        if mask is not None:  # move the window behind the padding
+            padding = (~mask).sum(1)[:, None]
+            position = torch.arange(taps + length, device=x.device).expand(b, -1)
             source = torch.where(position < padding + taps, position - padding, position)
             joined = joined.gather(-1, source.clamp(min=0)[:, None].expand_as(joined))
-        log_abar, bbar, _ = self._system()
+        system = self._causal_system()
         window = joined[..., length:].clone()  # not a view, which would keep all that was read
-        modes = bbar * ops.vandermonde_adjoint(window, log_abar)
-        return self._convolve(joined)[..., taps:].to(u.dtype), S4DState(modes, window)
+        modes = system.bbar * ops.vandermonde_adjoint(window, system.log_abar)
+        y = self._convolve(joined)[..., taps:].mT
+        return (y if order is None else _reorder(y, order.argsort(dim=1))).to(x.dtype), S4DState(modes, window)
 
 
-def _inverse(value: Float64[Tensor, "..."], transform: Transform, option: str) -> Float32[Tensor, "..."]:
-    """The parameter that `transform` takes to `value`, or to the least value allowed."""
-    parameter = _INVERSES[transform](value.clamp(min=_FLOOR))
-    if not parameter.is_meta and not parameter.isfinite().all():
-        raise InputError(f"{option}={transform!r} cannot give {value.max():.3g}; use exp or softplus")
-    return parameter.float()
+def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
+    """The positions of `x` (b, l, d) in this order."""
+    return x if order is None else x.gather(1, order[..., None].expand_as(x))

@@ -10,7 +10,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,50 +21,17 @@ from longreach.errors import InputError
 from longreach.models import published_safari
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
-from longreach.models.published_hyena import Config, Rule, Shapes, Variant
+from longreach.models.published_layout import Layout, Rule, Shapes
 
 DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 """What the readers of torch and safetensors raise for a file that is broken or something else."""
 
 
-class Layout(NamedTuple):
-    """A way in which models are stored."""
-
-    root: str
-    """A tensor that every such model has; what stands before it in a file is a prefix of all names."""
-    essential: Callable[[Shapes], dict[str, int]]
-    """Tensors without which the structure cannot be read, and their numbers of axes."""
-    infer: Callable[[Shapes], dict[str, Any]]
-    """The options of the published config that the shapes tell."""
-    merge: Callable[[Config, Config], tuple[dict[str, Any], list[str]]]
-    """Published config, inferred options -> all of them, and the contradictions."""
-    build: Callable[[Config, Variant], Any]
-    """Our model for a complete config."""
-    rules: Callable[[Any, Variant], list[Rule]]
-    """Where every tensor of the model comes from."""
-    tied: Callable[[Shapes], dict[str, str]]
-    """Names of tensors that are stored again -> the name that the rules read."""
-    ignored: Callable[[str, Config], bool]
-    """Whether no rule needs a tensor with this config."""
-
-
-VARIANTS = get_args(Variant)
-LAYOUTS = [
-    Layout(
-        published_safari.EMBEDDING,
-        published_safari.essential,
-        published_safari.infer,
-        published_safari.merge,
-        published_safari.build,
-        published_safari.rules,
-        published_safari.tied,
-        published_safari.ignored,
-    )
-]
+LAYOUTS = [published_safari.LAYOUT]
 
 
 def load_published(
-    path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str = "safari"
+    path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str | None = None
 ) -> LanguageModel | Classifier:
     """A published Hyena language model or HyenaDNA (classifier), in float32 or wider, on the CPU.
 
@@ -77,12 +44,12 @@ def load_published(
     Raises:
         InputError: the file cannot be read, or does not hold exactly the tensors of such a model.
     """
-    if variant not in VARIANTS:
-        raise InputError(f"variant={variant!r}: the published variants are {VARIANTS}")
-    variant = cast(Variant, variant)
     file = _weights_file(Path(path))
     tensors = read_tensors(file)
     layout, tensors = _recognise(tensors, file)
+    variant = variant or layout.variants[0]
+    if variant not in layout.variants:
+        raise InputError(f"variant={variant!r}: the published variants of this model are {layout.variants}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _refuse(file, _unreadable(layout.essential(shapes), shapes))
     merged, problems = layout.merge(_config(file) if config is None else config, layout.infer(shapes))

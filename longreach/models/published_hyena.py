@@ -12,16 +12,15 @@ Axes: d model width, o long filters of a channel.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.mixers.hyena import Activation, Hyena
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
+from longreach.models.published_layout import Config, Rule, Shapes, refuse_unknown
 
-Config = Mapping[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]
 Variant = Literal["safari", "standalone"]
 """Whose code: safari and hyena-dna's src, or the standalone files (and the Hugging Face port) of Hyena and HyenaDNA."""
 
@@ -77,33 +76,6 @@ ESSENTIAL = {
     "filter_fn.implicit_filter.0.weight": 2,
 }
 """The tensors that `infer` looks at, and their numbers of axes."""
-
-
-class Rule(NamedTuple):
-    """Where one of our tensors comes from."""
-
-    ours: str
-    theirs: str
-    shape: tuple[int, ...]
-    """Its shape in the published file."""
-    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    """Published -> ours, differentiable."""
-
-    def within(self, ours: str, theirs: str) -> "Rule":
-        """The rule for the same tensor of a part of a larger model."""
-        return self._replace(ours=f"{ours}.{self.ours}", theirs=f"{theirs}.{self.theirs}")
-
-
-def refuse_unknown(config: Config, known: set[str], only: Config, where: str) -> None:
-    """Raise InputError for options that do not exist, or have a value that is not offered."""
-    wrong = [f"unknown option {name!r}" for name in config if name not in known]
-    wrong += [
-        f"{name}={config[name]!r} (offered: {value!r})"
-        for name, value in only.items()
-        if config.get(name, value) != value
-    ]
-    if wrong:
-        raise InputError(f"published config of {where}: " + ", ".join(wrong))
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:

@@ -10,9 +10,7 @@ Published: HazyResearch/safari src/models/sequence/simple_lm.py, HazyResearch/hy
 """
 
 import re
-from typing import Any
-
-from torch import nn
+from typing import Any, get_args
 
 from longreach.errors import InputError
 from longreach.mixers.attention import Attention
@@ -24,7 +22,8 @@ from longreach.models.channel_mixers import MLP
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
-from longreach.models.published_hyena import Config, Rule, Shapes, Variant, build_hyena, hyena_rules, refuse_unknown
+from longreach.models.published_hyena import Variant, build_hyena, hyena_rules
+from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown, same
 
 EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
@@ -146,15 +145,15 @@ def rules(model: LanguageModel | Classifier, variant: Variant) -> list[Rule]:
         backbone, where = backbone.inner, "backbone.inner"
     assert isinstance(backbone, Backbone)
     assert backbone.norm is not None
-    found += _same(f"{where}.norm", "backbone.ln_f", backbone.norm)
+    found += same(f"{where}.norm", "backbone.ln_f", backbone.norm)
     for i, block in enumerate(backbone.blocks):
         ours, theirs = f"{where}.blocks.{i}", f"backbone.layers.{i}"
         assert isinstance(block.channel_mixer, MLP)
         assert block.channel_norm is not None
-        found += _same(f"{ours}.norm", f"{theirs}.norm1", block.norm)
-        found += _same(f"{ours}.channel_norm", f"{theirs}.norm2", block.channel_norm)
-        found += _same(f"{ours}.channel_mixer.up", f"{theirs}.mlp.fc1", block.channel_mixer.up)
-        found += _same(f"{ours}.channel_mixer.down", f"{theirs}.mlp.fc2", block.channel_mixer.down)
+        found += same(f"{ours}.norm", f"{theirs}.norm1", block.norm)
+        found += same(f"{ours}.channel_norm", f"{theirs}.norm2", block.channel_norm)
+        found += same(f"{ours}.channel_mixer.up", f"{theirs}.mlp.fc1", block.channel_mixer.up)
+        found += same(f"{ours}.channel_mixer.down", f"{theirs}.mlp.fc2", block.channel_mixer.down)
         found += [rule.within(f"{ours}.mixer", f"{theirs}.mixer") for rule in _mixer_rules(block.mixer, variant)]
     return found
 
@@ -215,11 +214,7 @@ def _mixer_rules(mixer: SequenceMixer, variant: Variant) -> list[Rule]:
     if isinstance(mixer, Hyena):
         return hyena_rules(mixer, variant)
     assert isinstance(mixer, Attention)
-    return _same("qkv", "Wqkv", mixer.qkv) + _same("out", "out_proj", mixer.out)
+    return same("qkv", "Wqkv", mixer.qkv) + same("out", "out_proj", mixer.out)
 
 
-def _same(ours: str, theirs: str, module: nn.Module) -> list[Rule]:
-    """Rules for a module that is stored as ours is."""
-    return [
-        Rule(f"{ours}.{name}", f"{theirs}.{name}", tuple(tensor.shape)) for name, tensor in module.named_parameters()
-    ]
+LAYOUT = Layout(EMBEDDING, get_args(Variant), essential, infer, merge, build, rules, tied, ignored)

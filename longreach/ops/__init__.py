@@ -6,6 +6,7 @@ from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.cross_entropy import linear_cross_entropy
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.long_conv import long_conv, low_pass
+from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
@@ -15,6 +16,7 @@ __all__ = [
     "OPS",
     "AttentionMask",
     "BackendError",
+    "ModalSystem",
     "OnlineConvState",
     "attention",
     "init_online_conv",
@@ -22,8 +24,12 @@ __all__ = [
     "linear_scan",
     "long_conv",
     "low_pass",
+    "modal_kernel",
+    "modal_prefill",
+    "modal_step",
     "online_conv_prefill",
     "online_conv_step",
+    "padding_first",
     "rotary",
     "short_conv",
     "short_conv_tail",
