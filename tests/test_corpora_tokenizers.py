@@ -254,5 +254,38 @@ def test_a_size_that_is_none_is_refused(spec: str) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(InputError, match=r'"bytes", "bpe:<vocabulary size>" or the path of a tokenizer\.json'):
+    with pytest.raises(InputError, match=r'"bytes", "dna", "bpe:<vocabulary size>" or the path of a tokenizer\.json'):
         tokenizer_identity("gpt2")
+
+
+def test_dna_has_the_numbers_of_hyena_dna() -> None:
+    dna = make_tokenizer("dna", [])
+    assert dna.encode(b"ACGTNA").tolist() == [7, 8, 9, 10, 11, 7]
+    assert dna.decode([1, 7, 8, 1]) == b"AC"
+    assert (dna.vocab_size, dna.separator) == (12, 1)
+    assert dna.n_bytes[[1, 7, 11]].tolist() == [0, 1, 1]
+    assert tokenizer_identity("dna") == "dna"
+
+
+@pytest.mark.parametrize(("text", "told"), [(b"ACx", "'x' at character 2"), (b"A\nC", r"'\\n' at character 1")])
+def test_what_is_no_base_is_refused(text: bytes, told: str) -> None:
+    with pytest.raises(InputError, match=f"{told}.*ACGTN only"):
+        make_tokenizer("dna", []).encode(text)
+
+
+def test_a_special_token_spelled_out_is_no_base() -> None:
+    with pytest.raises(InputError, match=r"'\[' at character 1"):
+        make_tokenizer("dna", []).encode(b"A[SEP]")
+
+
+@pytest.mark.parametrize("spec", ["dna", "bytes"])
+def test_a_vocabulary_is_filled_up_with_tokens_of_nothing(spec: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(spec, [])
+    filled = tokenizer.filled_up(tokenizer.vocab_size + 4)
+    assert filled.vocab_size == tokenizer.vocab_size + 4
+    assert filled.decode([7, tokenizer.vocab_size + 3]) == tokenizer.decode([7])
+    assert filled.encode(b"ACGT").tolist() == tokenizer.encode(b"ACGT").tolist()
+    filled.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == filled.fingerprint
+    with pytest.raises(InputError, match="do not fit a vocabulary of 3"):
+        tokenizer.filled_up(3)

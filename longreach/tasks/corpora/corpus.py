@@ -62,8 +62,8 @@ class Corpus(Task):
     Args:
         data: A folder (read recursively), a file, or a list of them: text, code, JSON lines, plain or .gz or .zst;
             or "stdlib", the source of the running Python's standard library without its tests, which needs no download.
-        tokenizer: "bytes"; "bpe:4096" for a byte-pair encoding of that size trained on the training part;
-            or the path of a Hugging Face tokenizer.json (byte-level).
+        tokenizer: "bytes"; "dna", single bases as in HyenaDNA; "bpe:4096" for a byte-pair encoding of that size
+            trained on the training part; or the path of a Hugging Face tokenizer.json (byte-level).
         context: Tokens that the model sees at once.
         batch_size: Sequences of that length per step, over all processes.
         seed: Another seed visits the text in another order.

@@ -1,9 +1,10 @@
-"""Tokenizers that lose nothing: bytes, and byte-level byte-pair encodings from a file or trained on the spot.
+"""Tokenizers that lose nothing: bytes, DNA, and byte-level byte-pair encodings from a file or trained on the spot.
 
 Whatever its kind, a tokenizer is a table of what each token stands for, in bytes, so decoding is a look-up, the bytes
 of a token can be counted, and text comes back exactly.  (Only a normaliser changes a text, such as Unicode's NFC, which
 some published tokenizers have.)  On disk every tokenizer is a Hugging Face `tokenizer.json`.
-Byte-pair encoding: https://arxiv.org/abs/1508.07909; on bytes: https://arxiv.org/abs/1909.03341
+Byte-pair encoding: https://arxiv.org/abs/1508.07909; on bytes: https://arxiv.org/abs/1909.03341; DNA by single bases:
+HyenaDNA, https://arxiv.org/abs/2306.15794
 """
 
 import hashlib
@@ -19,8 +20,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from longreach.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
-SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<|im_end|>")
+SEPARATORS = (SEPARATOR, "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 """Names of the token between documents in published tokenizers, best first."""
+UNUSED = "<|unused{}|>"
+"""The names of tokens that only fill a vocabulary up."""
 PROBE = "A b\t c\n\n  def f(x): # na\u00efve \u6f22\u5b57 \U0001f642 it's 1234\r\n "
 
 
@@ -34,6 +37,10 @@ def _alphabet() -> dict[str, int]:
 ALPHABET = _alphabet()
 BYTES = [*(bytes([byte]) for byte in range(256)), b""]
 """The table of the byte tokenizer: every byte, then the separator."""
+UNKNOWN = "[UNK]"
+DNA_SPECIAL = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", UNKNOWN)
+DNA_BASES = "ACGTN"
+"""Their numbers in HyenaDNA follow those of the special tokens."""
 
 
 class Tokenizer:
@@ -43,9 +50,12 @@ class Tokenizer:
         coder: The Hugging Face tokenizer that does the work.
         table: The bytes of every token; nothing for the separator and other tokens that are not text.
         separator: The token that starts every document, so that its first token is predicted like any other.
+        unknown: The token that the coder gives for what it cannot encode; None if there is nothing that it cannot.
     """
 
-    def __init__(self, coder: tokenizers.Tokenizer, table: Sequence[bytes], separator: int) -> None:
+    def __init__(
+        self, coder: tokenizers.Tokenizer, table: Sequence[bytes], separator: int, unknown: int | None = None
+    ) -> None:
         self.table = table
         self.vocab_size = len(table)
         self.separator = separator
@@ -53,6 +63,7 @@ class Tokenizer:
         self.dtype = np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
         self.is_bytes = list(table) == BYTES
         self._coder = coder
+        self._unknown = unknown
 
     @property
     def fingerprint(self) -> str:
@@ -65,7 +76,8 @@ class Tokenizer:
     def encode(self, text: bytes) -> Integer[ndarray, " l"]:
         """The tokens of a text, without separators.
 
-        The byte tokenizer takes any bytes; the others raise InputError unless they are UTF-8.
+        The byte tokenizer takes any bytes; the others raise InputError unless they are UTF-8, that of DNA unless
+        they are bases.
         """
         return self.encode_all([text])[0]
 
@@ -78,8 +90,16 @@ class Tokenizer:
         except UnicodeDecodeError as error:
             problem = f"the text is not UTF-8 ({error.reason} at byte offset {error.start})"
             raise InputError(f"{problem}; only the byte tokenizer takes any bytes") from None
-        found = self._coder.encode_batch_fast(decoded, add_special_tokens=False)
-        return [np.array(encoding.ids, self.dtype) for encoding in found]
+        encoded = self._coder.encode_batch_fast(decoded, add_special_tokens=False)
+        found = [np.array(encoding.ids, self.dtype) for encoding in encoded]
+        for text, tokens in zip(decoded, found, strict=True):
+            if self._unknown is not None and (tokens == self._unknown).any():
+                at = int((tokens == self._unknown).argmax())
+                raise InputError(
+                    f"the text has {text[at]!r} at character {at}, for which this tokenizer has no token; it knows "
+                    f"{b''.join(self.table).decode()} only: write capitals without line breaks, and N for other bases"
+                )
+        return found
 
     def decode(self, tokens: Sequence[int] | Integer[ndarray, " l"]) -> bytes:
         """The bytes of some tokens, which need not be whole characters; separators are nothing."""
@@ -89,15 +109,25 @@ class Tokenizer:
             raise InputError(f"token {worst} is not in the vocabulary of this tokenizer, 0 to {self.vocab_size - 1}")
         return b"".join(self.table[token] for token in tokens.tolist())
 
+    def filled_up(self, vocab_size: int) -> "Tokenizer":
+        """The same, with tokens that stand for nothing behind the others: many models round their vocabulary up."""
+        if vocab_size < self.vocab_size:
+            raise InputError(
+                f"the tokenizer has {self.vocab_size} tokens, which do not fit a vocabulary of {vocab_size}"
+            )
+        coder = tokenizers.Tokenizer.from_str(self._coder.to_str())
+        coder.add_special_tokens([UNUSED.format(token) for token in range(self.vocab_size, vocab_size)])
+        return _from_coder(coder, "filled up")
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as a Hugging Face `tokenizer.json`."""
         path.write_text(self._coder.to_str(pretty=True), encoding="utf-8")
 
 
 def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that an option names: "bytes", "bpe:<vocabulary size>" (trained on `texts`), or a file."""
-    if spec == "bytes":
-        return byte_tokenizer()
+    """The tokenizer that an option names: "bytes", "dna", "bpe:<vocabulary size>" (trained on `texts`), or a file."""
+    if spec in SIMPLE:
+        return SIMPLE[spec]()
     if spec.startswith("bpe:"):
         return train_bpe(texts, int(spec.removeprefix("bpe:")))
     return load_tokenizer(Path(spec))
@@ -108,7 +138,7 @@ def tokenizer_identity(spec: str) -> str:
 
     Raises InputError where it cannot stand for anything.
     """
-    if spec == "bytes":
+    if spec in SIMPLE:
         return spec
     if spec.startswith("bpe:"):
         size = spec.removeprefix("bpe:")
@@ -125,6 +155,20 @@ def byte_tokenizer() -> Tokenizer:
     coder = _bare_coder(models.BPE(vocab=dict(ALPHABET), merges=[]))
     coder.add_special_tokens([SEPARATOR])
     return _from_coder(coder, "bytes")
+
+
+def dna_tokenizer() -> Tokenizer:
+    """One token per base, with the numbers of HyenaDNA: A 7, C 8, G 9, T 10, N 11, and [SEP] 1 between sequences."""
+    vocabulary = {token: number for number, token in enumerate((*DNA_SPECIAL, *DNA_BASES))}
+    coder = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    coder.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("[\\s\\S]"), "isolated")
+    coder.decoder = decoders.Fuse()
+    coder.add_special_tokens(list(DNA_SPECIAL))
+    return _from_coder(coder, "dna")
+
+
+SIMPLE = {"bytes": byte_tokenizer, "dna": dna_tokenizer}
+"""Those that need nothing but their name."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -168,7 +212,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        remedy = 'tokenizer must be "bytes", "bpe:<vocabulary size>" or the path of a tokenizer.json'
+        remedy = 'tokenizer must be "bytes", "dna", "bpe:<vocabulary size>" or the path of a tokenizer.json'
         raise InputError(f"cannot read the tokenizer {str(path)!r} ({error.strerror}); {remedy}") from None
 
 
@@ -187,19 +231,21 @@ def _from_coder(coder: tokenizers.Tokenizer, name: str) -> Tokenizer:
     special = _special_tokens(coder)
     plain_added = {token.content for token in coder.get_added_tokens_decoder().values() if not token.special}
     vocabulary = coder.get_vocab(with_added_tokens=True)
+    by_character = isinstance(coder.model, models.WordLevel) and all(len(t) == 1 for t in vocabulary.keys() - special)
     table = [b""] * (max(vocabulary.values()) + 1)
     for text, token in vocabulary.items():
-        if text in plain_added:
+        if text in plain_added or (by_character and text not in special):
             table[token] = text.encode()
         elif text not in special:
             if not ALPHABET.keys() >= set(text):
                 raise _lossy(name, f"its token {text!r} is not written in the byte-level alphabet")
             table[token] = bytes(ALPHABET[character] for character in text)
     separator = next(special[text] for text in SEPARATORS if text in special)
-    tokenizer = Tokenizer(coder, table, separator)
-    returned = tokenizer.decode(tokenizer.encode(PROBE.encode()))
-    if returned != PROBE.encode():
-        raise _lossy(name, f"{PROBE!r} comes back as {returned!r}")
+    tokenizer = Tokenizer(coder, table, separator, special.get(UNKNOWN) if by_character else None)
+    probe = b"".join(table) if by_character else PROBE.encode()
+    returned = tokenizer.decode(tokenizer.encode(probe))
+    if returned != probe:
+        raise _lossy(name, f"{probe!r} comes back as {returned!r}")
     return tokenizer
 
 
