@@ -106,6 +106,7 @@ def _attention_call(device: torch.device) -> tuple[Any, ...]:
 
 TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "attention": _attention_call,
+    "linear_attention": lambda device: _attention_call(device)[:3],
     "linear_cross_entropy": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
         torch.zeros(VOCABULARY, WIDTH, device=device, requires_grad=True),

@@ -4,6 +4,8 @@ from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.cross_entropy import linear_cross_entropy
+from longreach.ops.linear_attention import linear_attention
+from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
@@ -11,6 +13,7 @@ from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
+from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
 
 __all__ = [
     "OPS",
@@ -20,13 +23,18 @@ __all__ = [
     "OnlineConvState",
     "attention",
     "init_online_conv",
+    "linear_attention",
     "linear_cross_entropy",
+    "linear_from_channels",
     "linear_scan",
+    "linear_to_channels",
     "long_conv",
     "low_pass",
     "modal_kernel",
     "modal_prefill",
     "modal_step",
+    "modal_window_prefill",
+    "modal_window_step",
     "online_conv_prefill",
     "online_conv_step",
     "padding_first",
@@ -36,4 +44,5 @@ __all__ = [
     "use_backend",
     "vandermonde",
     "vandermonde_adjoint",
+    "window_prefill",
 ]
