@@ -7,7 +7,7 @@ from torch import nn
 
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
-from longreach.models import GLU, MLP, Backbone, LanguageModel
+from longreach.models import GLU, MLP, Backbone, GatedMLP, LanguageModel
 from longreach.models.backbone import Block
 from longreach.models.norms import BatchNorm
 
@@ -39,6 +39,7 @@ BACKBONES = {
     "post": {"norm_position": "post"},
     "joint-post": {"layout": "joint", "norm_position": "post", "channel_mixer": GLU},
     "rms": {"norm": "rms"},
+    "rms-outside": {"norm": "rms_outside", "channel_mixer": GatedMLP},
     "batch": {"norm": "batch"},
     "recompute": {"recompute": True},
     "dropout": {"dropout": 0.5, "channel_mixer": lambda d: MLP(d, expand=1.5, activation="gelu_tanh", dropout=0.5)},

@@ -1,10 +1,20 @@
 """Whole networks: a stack of mixers, a language model around it, published checkpoints."""
 
 from longreach.models.backbone import Backbone, Block
-from longreach.models.channel_mixers import GLU, MLP
+from longreach.models.channel_mixers import GLU, MLP, GatedMLP
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published import load_published
 
-__all__ = ["GLU", "MLP", "Backbone", "Block", "Classifier", "LanguageModel", "LearnedPositions", "load_published"]
+__all__ = [
+    "GLU",
+    "MLP",
+    "Backbone",
+    "Block",
+    "Classifier",
+    "GatedMLP",
+    "LanguageModel",
+    "LearnedPositions",
+    "load_published",
+]

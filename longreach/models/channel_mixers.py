@@ -1,7 +1,8 @@
 """Maps that act on every position by itself: the other half of a block, shared by all sequence mixers.
 
-    MLP    down(act(up(x)))                      Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
-    GLU    a * sigmoid(g), (a, g) = W gelu(x)    the output stage of S4, S4D, DSS and Liquid-S4 (state-spaces/s4)
+    MLP       down(act(up(x)))                      Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+    GatedMLP  down(act(gate(x)) * up(x))            Shazeer 2020, https://arxiv.org/abs/2002.05202; SwiGLU with act = silu
+    GLU       a * sigmoid(g), (a, g) = W gelu(x)    the output stage of S4, S4D, DSS and Liquid-S4 (state-spaces/s4)
 
 Axes: ... any leading axes, d model width.
 """
@@ -69,3 +70,25 @@ class GLU(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """First half of the linear map, gated by the sigmoid of the second: 4 d^2 operations a position."""
         return F.glu(self.linear(self.dropout(F.gelu(x))))
+
+
+class GatedMLP(nn.Module):
+    """Two linear maps, one gating the other through a nonlinearity, and a third back; without biases.
+
+    Args:
+        d_model: width of input and output.
+        expand: width of the inner layer in multiples of `d_model`; 8/3 has as many weights as an MLP with 4.
+        activation: the nonlinearity of the gate.
+    """
+
+    def __init__(self, d_model: int, *, expand: float = 8 / 3, activation: Activation = "silu") -> None:
+        super().__init__()
+        inner = round(expand * d_model)
+        self.gate = nn.Linear(d_model, inner, bias=False)
+        self.up = nn.Linear(d_model, inner, bias=False)
+        self.down = nn.Linear(inner, d_model, bias=False)
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Widen twice, gate, narrow: 6 d^2 expand operations a position."""
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

@@ -1,19 +1,21 @@
 """Normalisation over the channels of a sequence: layer norm, root-mean-square norm, batch norm.
 
-    layer   (x - mean_d x) / std_d x * weight + bias       Ba et al. 2016, https://arxiv.org/abs/1607.06450
-    rms     x / sqrt(mean_d x^2) * weight                  Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
-    batch   as layer, over batch and length per channel    Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167;
-            what the state-space papers use on the Long Range Arena
+    layer         (x - mean_d x) / std_d x * weight + bias       Ba et al. 2016, https://arxiv.org/abs/1607.06450
+    rms           x / sqrt(mean_d x^2) * weight                  Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
+    rms_outside   x / (sqrt(mean_d x^2) + eps) * weight          the same with eps outside the root, as in StripedHyena
+    batch         as layer, over batch and length per channel    Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167;
+                  what the state-space papers use on the Long Range Arena
 
 Axes: b batch, l length (absent in a step), d model width.
 """
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Norm = Literal["layer", "rms", "batch"]
+Norm = Literal["layer", "rms", "rms_outside", "batch"]
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -34,9 +36,24 @@ class BatchNorm(nn.BatchNorm1d):
         return normed
 
 
+class RMSNormOutside(nn.Module):
+    """Root-mean-square norm that adds `eps` to the root instead of to what is under it."""
+
+    def __init__(self, d_model: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Divide every position by its root mean square; in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return (self.weight * (wide / (root + self.eps))).to(x.dtype)
+
+
 def make_norm(kind: Norm, d_model: int) -> nn.Module:
     """A new norm over `d_model` channels."""
-    kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": BatchNorm}
+    kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "rms_outside": RMSNormOutside, "batch": BatchNorm}
     return kinds[kind](d_model)
 
 
