@@ -41,8 +41,9 @@ class Attention(SequenceMixer[KeyValueCache]):
     """Multi-head attention over the whole past (`causal`) or the whole sequence, or over a sliding window of either.
 
     Args:
-        d_model: width of the model; heads are d_model / n_heads wide.
+        d_model: width of the model.
         n_heads: number of query heads.
+        head_dim: width of a head (the default: d_model / n_heads).
         n_kv_heads: number of key-value heads, a divisor of n_heads (the default: n_heads).
         position: how positions enter: turned into queries and keys, as a penalty on distance, or not at all.
         rotary_base: the slowest rotation turns by one radian in about so many positions; larger for longer contexts.
@@ -57,6 +58,7 @@ class Attention(SequenceMixer[KeyValueCache]):
         d_model: int,
         *,
         n_heads: int = 4,
+        head_dim: int | None = None,
         n_kv_heads: int | None = None,
         position: Literal["rotary", "alibi", "none"] = "rotary",
         rotary_base: float = 10_000.0,
@@ -67,20 +69,19 @@ class Attention(SequenceMixer[KeyValueCache]):
     ) -> None:
         super().__init__(d_model, causal=causal)
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        if d_model % n_heads or n_heads % n_kv_heads:
+        if (head_dim is None and d_model % n_heads) or n_heads % n_kv_heads:
             raise InputError(
                 f"n_heads={n_heads} must divide d_model={d_model} and be a multiple of n_kv_heads={n_kv_heads}"
             )
+        head_dim = d_model // n_heads if head_dim is None else head_dim
         if window is not None and window < 1:
             raise InputError(f"window={window} must be at least 1, which is a position itself, or None for no limit")
-        if position == "rotary" and d_model // n_heads % 2:
-            raise InputError(
-                f"rotary positions turn pairs, but heads are d_model / n_heads = {d_model // n_heads} wide"
-            )
-        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
+        if position == "rotary" and head_dim % 2:
+            raise InputError(f"rotary positions turn pairs, so heads must have an even width, not {head_dim}")
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.position, self.rotary_base, self.window, self.dropout = position, rotary_base, window, dropout
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(d_model, d_model, bias=bias)
+        self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
         self.alibi_slopes: Tensor | None
         slopes = alibi_slopes(n_heads) if position == "alibi" else None
         self.register_buffer("alibi_slopes", slopes, persistent=False)

@@ -1,0 +1,23 @@
+"""The attention variants and encoders of github.com/google-research/long-range-arena, with their relatives.
+
+What a file holds is named in its metadata's "source": a class or function of the published code, or the phrase by which
+an independent reference describes itself.  The tables map these names to adapters:
+
+    adapters.lra.blocks     full attention and encoders, block patterns, sorting and hashing
+    adapters.lra.kernels    linear, low-rank, synthetic and Fourier variants, gated attention units
+"""
+
+import re
+from typing import Any
+
+from adapters import Declined, Published
+from adapters.lra import blocks, kernels
+
+TABLE = blocks.TABLE | kernels.TABLE
+
+
+def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:
+    """Ours for the one entry of the tables that the source names."""
+    names = [name for name in TABLE if re.search(rf"\b{re.escape(name)}\b", metadata["source"])]
+    assert len(names) == 1, f"{len(names)} adapters ({names}) for {metadata['source']!r}"
+    return TABLE[names[0]](config, metadata)
