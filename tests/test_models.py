@@ -1,5 +1,7 @@
 """The backbone is a mixer, the language model has the same views, and each of their options does what it says."""
 
+from typing import get_args
+
 import laws
 import pytest
 import torch
@@ -7,9 +9,9 @@ from torch import nn
 
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
+from longreach.mixers.norms import BatchNorm, Norm, apply_norm, make_norm
 from longreach.models import GLU, MLP, Backbone, GatedMLP, LanguageModel
 from longreach.models.backbone import Block
-from longreach.models.norms import BatchNorm
 
 
 class RunningSum(SequenceMixer):
@@ -39,6 +41,7 @@ BACKBONES = {
     "post": {"norm_position": "post"},
     "joint-post": {"layout": "joint", "norm_position": "post", "channel_mixer": GLU},
     "rms": {"norm": "rms"},
+    "scale": {"norm": "scale"},
     "rms-outside": {"norm": "rms_outside", "channel_mixer": GatedMLP},
     "batch": {"norm": "batch"},
     "recompute": {"recompute": True},
@@ -74,6 +77,26 @@ def test_a_silent_block_is_the_identity(layout) -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     y, _ = block(x, lambda u: (0 * u, None))
     laws.equal(y, x)
+
+
+def test_a_mixer_that_normalises_itself_gets_its_input_as_it_is() -> None:
+    """In pre-norm there is no second norm in front of it; in post-norm nothing changes."""
+    mixer = RunningSum(8)
+    mixer.normalises_itself = True
+    x = torch.randn(2, 5, 8)
+    for position, has_norm in (("pre", False), ("post", True)):
+        block, seen = Block(mixer, MLP(8), norm_position=position), []
+        block(x, lambda u, seen=seen: (seen.append(u) or u, None))
+        assert seen[0] is x
+        assert any(True for _ in block.norm.parameters()) == has_norm
+
+
+@pytest.mark.parametrize("kind", get_args(Norm))
+def test_norms_without_weights_do_what_new_ones_do(kind: Norm) -> None:
+    x = torch.randn(2, 5, 8)
+    plain = make_norm(kind, 8, affine=False)
+    assert not list(plain.parameters())
+    torch.testing.assert_close(apply_norm(plain, x, None), apply_norm(make_norm(kind, 8), x, None))
 
 
 def test_mixers_repeat_over_the_layers() -> None:

@@ -48,6 +48,9 @@ class SequenceMixer(nn.Module, ABC, Generic[S]):
     max_length: int | None = None
     """The longest sequence that the mixer can read, or None where there is no limit."""
 
+    normalises_itself: bool = False
+    """Whether the mixer has the norm of its input inside, as a gate towards the unnormalised input needs it."""
+
     def __init__(self, d_model: int, *, causal: bool) -> None:
         super().__init__()
         self.d_model = d_model

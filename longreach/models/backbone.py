@@ -3,7 +3,8 @@
     split   x + mixer(norm x), then x + channel_mixer(norm x)        the Transformer block
     joint   x + channel_mixer(mixer(norm x))                         the S4 block
 
-With `norm_position="post"` each branch is norm(x + branch(x)) instead.
+With `norm_position="post"` each branch is norm(x + branch(x)) instead.  A mixer that `normalises_itself` gets x, not
+norm(x).
 
 Axes: b batch, l length (absent in a step), d model width.
 """
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer, State
-from longreach.models.norms import Norm, apply_norm, make_norm
+from longreach.mixers.norms import Norm, apply_norm, make_norm
 
 MixerFactory = Callable[[int], SequenceMixer]
 """Builds a mixer of the given width."""
@@ -46,10 +47,11 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.channel_mixer = channel_mixer
-        self.norm = make_norm(norm, mixer.d_model)
+        self.pre = norm_position == "pre"
+        outside = not (self.pre and mixer.normalises_itself)
+        self.norm = make_norm(norm, mixer.d_model) if outside else nn.Identity()
         self.channel_norm = make_norm(norm, mixer.d_model) if layout == "split" else None
         self.dropout = nn.Dropout(dropout)
-        self.pre = norm_position == "pre"
 
     def forward(
         self,
@@ -88,7 +90,7 @@ class Backbone(SequenceMixer[BackboneState]):
             `[Hyena, Hyena, Attention]` with 6 layers has attention at layers 3 and 6.
         channel_mixer: the map between the mixers.
         layout: `split` for two residual branches a block, `joint` for one.
-        norm: `layer`, `rms` or `batch`.
+        norm: the kind of norm, see longreach.mixers.norms.
         norm_position: `pre` normalises the input of a branch, `post` the sum after it.
         dropout: probability of dropping a channel of a branch's output.
         recompute: keep only the input of every block for the backward pass and compute the rest again, which
