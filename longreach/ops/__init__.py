@@ -10,6 +10,7 @@ from longreach.ops.linear_scan import linear_scan
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
+from longreach.ops.rising_modes import RisingModes, rising_kernel, rising_prefill, rising_step
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
@@ -21,6 +22,7 @@ __all__ = [
     "BackendError",
     "ModalSystem",
     "OnlineConvState",
+    "RisingModes",
     "attention",
     "init_online_conv",
     "linear_attention",
@@ -38,6 +40,9 @@ __all__ = [
     "online_conv_prefill",
     "online_conv_step",
     "padding_first",
+    "rising_kernel",
+    "rising_prefill",
+    "rising_step",
     "rotary",
     "short_conv",
     "short_conv_tail",
