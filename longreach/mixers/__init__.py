@@ -3,21 +3,29 @@
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
 from longreach.mixers.dss import DSS, DSSOptions
+from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
+from longreach.mixers.long_conv import LongConv
 from longreach.mixers.s4d import S4D, S4DOptions
+from longreach.mixers.sgconv import SGConv, SGConvOptions
 
 __all__ = [
     "DSS",
+    "H3",
     "S4D",
     "Attention",
     "DSSOptions",
     "FilterOptions",
+    "H3Options",
     "Hyena",
     "LinearTransformer",
+    "LongConv",
     "OptimHint",
     "S4DOptions",
+    "SGConv",
+    "SGConvOptions",
     "SequenceMixer",
     "State",
     "map_state",

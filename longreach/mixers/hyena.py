@@ -26,7 +26,13 @@ from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
 from longreach.ops.long_conv import long_conv
-from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill
+from longreach.ops.online_conv import (
+    OnlineConvState,
+    held_inputs,
+    init_online_conv,
+    online_conv_prefill,
+    refuse_late_padding,
+)
 from longreach.ops.short_conv import short_conv, short_conv_tail
 
 Activation = Literal["identity", "gelu", "relu", "elu", "silu", "tanh", "sigmoid", "squared_relu"]
@@ -125,9 +131,10 @@ class Hyena(SequenceMixer[HyenaState]):
         self, x: Float[Tensor, "b l d"], state: HyenaState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], HyenaState]:
         """Mix a chunk, O(order l d (log l + d)).  Padding may stand before the first real position of a row only."""
-        self._check_length(_positions(state.stages[0]) + x.shape[1])
+        past = held_inputs(state.stages[0])  # nothing is forgotten before `max_length`
+        self._check_length(sum(block.shape[-1] for block in past) + x.shape[1])
         if mask is not None:
-            _refuse_late_padding(mask, state)
+            refuse_late_padding(mask, [state.tail, *past])
         skips, stages = self._skips(), list(state.stages)
         kernels: dict[int, Tensor] = {}  # all stages ask for the same numbers of taps
 
@@ -192,20 +199,3 @@ class Hyena(SequenceMixer[HyenaState]):
             v = convolve(stage, self.dropout(v), before, after)
         y = ACTIVATIONS[self.activation](v)
         return torch.baddbmm(self.out.bias, y.mT, self.out.weight.mT.expand(y.shape[0], -1, -1))
-
-
-def _positions(state: OnlineConvState) -> int:
-    """How many positions the state has read; none is forgotten before `max_length`."""
-    return sum(block.inputs.shape[-1] for block in state.blocks) + state.recent.shape[-1]
-
-
-def _refuse_late_padding(mask: Bool[Tensor, "b l"], state: HyenaState) -> None:
-    """Padding is silence, which leaves no trace before a row begins, but would move what was read further away."""
-    past = [state.tail, state.stages[0].recent, *(block.inputs for block in state.stages[0].blocks)]
-    begun = torch.stack([tensor.flatten(1).any(1) for tensor in past]).any(0)
-    late = (mask[:, :-1] & ~mask[:, 1:]).any(1) | (begun & ~mask.all(1))
-    if late.any():
-        raise InputError(
-            f"rows {late.nonzero().flatten().tolist()} have padding after their first real position; pad prompts on "
-            "the left, and continue rows that differ in length one by one"
-        )

@@ -16,11 +16,11 @@ in Flash Inference (https://arxiv.org/abs/2410.12982) and FutureFill (https://ar
 Axes: b batch, d channels (each with its own filter), l length of a chunk, u size of a block, r < BASE, n taps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -94,6 +94,26 @@ def online_conv_prefill(
         start = block.tile.shape[-1] - end + state.recent.shape[-1]
         y = y + block.tile[..., start : start + length]
     return y.to(x.dtype), _after(state.blocks, reach, recent, kernel, kernel_length)
+
+
+def held_inputs(state: OnlineConvState) -> list[Float[Tensor, "b d _"]]:
+    """The inputs that the state still holds, oldest first: all of them as long as there are no more than taps."""
+    return [*(block.inputs for block in state.blocks), state.recent]
+
+
+def refuse_late_padding(mask: Bool[Tensor, "b l"], past: Sequence[Float[Tensor, "b _ _"]]) -> None:
+    """Raise InputError where `mask` has padding (False) after the first real position of a row.
+
+    Padding is silence, which leaves no trace before a row begins, but would move what was read further away.  A row has
+    begun when anything in `past`, all that its state holds, is not zero.
+    """
+    begun = torch.stack([tensor.flatten(1).any(1) for tensor in past]).any(0)
+    late = (mask[:, :-1] & ~mask[:, 1:]).any(1) | (begun & ~mask.all(1))
+    if late.any():
+        raise InputError(
+            f"rows {late.nonzero().flatten().tolist()} have padding after their first real position; pad prompts on "
+            "the left, and continue rows that differ in length one by one"
+        )
 
 
 def _reach(blocks: tuple[Block, ...]) -> list[int]:

@@ -1,0 +1,75 @@
+"""Mixers that are one convolution for each channel, whatever their kernels are made of: their three views.
+
+    y_t = sum_{j < taps} K_j x_{t-j}  +  sum_j R_j x_{t+1+j}  +  skip x_t
+
+The second sum is there in bidirectional mixers only.  What is further away than the kernel has taps is not seen, so
+there is no longest sequence.  Generation is exact and takes O(log^2 taps) operations a channel per position on average,
+with O(taps) memory, however long the stream is (longreach.ops.online_conv).
+
+Axes: b batch, l length, d channels, r directions (past first), k taps.
+"""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from longreach.mixers.base import SequenceMixer
+from longreach.ops.long_conv import long_conv
+from longreach.ops.online_conv import (
+    OnlineConvState,
+    held_inputs,
+    init_online_conv,
+    online_conv_prefill,
+    refuse_late_padding,
+)
+
+
+class Convolution(SequenceMixer[OnlineConvState]):
+    """Base of the mixers that are a convolution.  They say what `taps`, `skip` and `kernels` are."""
+
+    skip: Tensor | None
+    """(d,), the direct path past the convolution, or None."""
+
+    @property
+    @abstractmethod
+    def taps(self) -> int:
+        """How many taps each kernel has."""
+
+    @abstractmethod
+    def kernels(self, count: int) -> Float[Tensor, "r d {count}"]:
+        """The first `count` <= taps taps in float32 or wider: the kernel of the past, and that of the future."""
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """Convolve, O(d l log l)."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        past, *future = self.kernels(min(x.shape[1], self.taps))
+        return long_conv(x.mT, past, reverse_kernel=future[0] if future else None, skip=self.skip).mT
+
+    def init_state(self, batch_size: int) -> OnlineConvState:
+        """Nothing has been read."""
+        if not self.causal:
+            raise self._no_recurrent_view()
+        parameter = next(self.parameters())
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return init_online_conv(batch_size, self.d_model, dtype=dtype, device=parameter.device)
+
+    def step(self, x: Float[Tensor, "b d"], state: OnlineConvState) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
+        """Mix one position, O(d log^2 taps) on average over the positions."""
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+    def prefill(
+        self, x: Float[Tensor, "b l d"], state: OnlineConvState, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], OnlineConvState]:
+        """Mix a chunk, O(d l log l).  Padding may stand before the first real position of a row only."""
+        if not self.causal:
+            raise self._no_recurrent_view()
+        if mask is not None:
+            refuse_late_padding(mask, held_inputs(state))
+            x = x.masked_fill(~mask[..., None], 0)
+        u = x.mT
+        y, state = online_conv_prefill(u, state, lambda count: self.kernels(count)[0], self.taps)
+        return (y if self.skip is None else y + self.skip[:, None] * u).mT.to(x.dtype), state
