@@ -5,7 +5,7 @@ from longreach.models.channel_mixers import GLU, MLP, GatedMLP
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
-from longreach.models.published import load_published
+from longreach.models.published import PublishedLanguageModel, load_published
 
 __all__ = [
     "GLU",

@@ -1,6 +1,7 @@
 """Published checkpoints as models of ours.
 
     model = load_published("hyenadna-tiny-1k-seqlen", variant="standalone")        a folder, or a file of weights
+    longreach convert hyenadna-tiny-1k-seqlen runs/dna --variant standalone        to evaluate and generate with
 
 What a checkpoint holds is compared with what a model needs before anything is loaded; everything that is missing, left
 over, of another shape, or at odds with the config is listed in one InputError.  Files are never unpickled.
@@ -10,7 +11,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.models import published_safari
-from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.published_layout import Layout, Rule, Shapes
 
@@ -27,26 +27,67 @@ DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, Value
 """What the readers of torch and safetensors raise for a file that is broken or something else."""
 
 
-LAYOUTS = [published_safari.LAYOUT]
+LAYOUTS: dict[str, Layout] = {
+    "safari": published_safari.LAYOUT,
+}
+"""The ways of storing models that are known, by name."""
 
 
-def load_published(
+class PublishedCheckpoint(NamedTuple):
+    """A published model, and what it takes to build it again."""
+
+    model: Any
+    """Ours, with the published weights."""
+    layout: str
+    """Its name in LAYOUTS."""
+    variant: str
+    config: dict[str, Any]
+    """The complete published config."""
+
+
+class PublishedLanguageModel(LanguageModel):
+    """The language model of a published config, with weights to be loaded: how a configuration file names one.
+
+    Args:
+        vocab_size: number of tokens, as in the config.
+        layout: how it is stored; a name in LAYOUTS.
+        variant: whose code wrote it.
+        config: the complete published config.
+    """
+
+    def __init__(self, vocab_size: int, *, layout: str, variant: str, config: dict[str, Any]) -> None:
+        if layout not in LAYOUTS:
+            raise InputError(f"layout={layout!r}: the known ones are {list(LAYOUTS)}")
+        built = LAYOUTS[layout].build(config, variant)
+        if not isinstance(built, LanguageModel) or built.vocab_size != vocab_size:
+            raise InputError(f"the published config is not that of a language model of {vocab_size} tokens")
+        super().__init__(vocab_size, built.backbone, tied=built.head is None, dropout=built.dropout.p)
+
+
+def load_published(path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str | None = None) -> Any:
+    """The model of `read_published`: a LanguageModel, or whatever else was published."""
+    return read_published(path, config=config, variant=variant).model
+
+
+def read_published(
     path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str | None = None
-) -> LanguageModel | Classifier:
-    """A published Hyena language model or HyenaDNA (classifier), in float32 or wider, on the CPU.
+) -> PublishedCheckpoint:
+    """A published model, in float32 or wider, on the CPU.
 
     Args:
         path: a .safetensors file, a .pt, .pth, .bin or .ckpt file of tensors, or a folder with exactly one of them.
         config: the published config, under its published names, as far as shapes do not tell it: activation, shift,
             number of attention heads, ...  By default `config.json` next to the weights if there is one.
-        variant: whose code wrote the checkpoint, `safari` (also hyena-dna's src) or `standalone`; they differ in the
-            default of `shift`, and from order 3 on in the order of the filters.
+        variant: whose code wrote the checkpoint, where that makes a difference which no tensor tells.  For Hyena:
+            `safari` (also hyena-dna's src) or `standalone`; they differ in the default of `shift`, and from order 3 on
+            in the order of the filters.
     Raises:
         InputError: the file cannot be read, or does not hold exactly the tensors of such a model.
     """
     file = _weights_file(Path(path))
     tensors = read_tensors(file)
-    layout, tensors = _recognise(tensors, file)
+    name, tensors = _recognise(tensors, file)
+    layout = LAYOUTS[name]
     variant = variant or layout.variants[0]
     if variant not in layout.variants:
         raise InputError(f"variant={variant!r}: the published variants of this model are {layout.variants}")
@@ -58,7 +99,7 @@ def load_published(
     rules = layout.rules(model, variant)
     _refuse(file, _differences(rules, tensors, layout.tied(shapes), lambda name: layout.ignored(name, merged)))
     _fill(model, {rule.ours: rule.view(tensors[rule.theirs]) for rule in rules})
-    return model
+    return PublishedCheckpoint(model, name, variant, merged)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -111,14 +152,15 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _recognise(tensors: dict[str, Tensor], file: Path) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout of a file, and its tensors without the prefix that wrappers put before all names."""
-    for layout in LAYOUTS:
+def _recognise(tensors: dict[str, Tensor], file: Path) -> tuple[str, dict[str, Tensor]]:
+    """The name of the layout of a file, and its tensors without the prefix that wrappers put before all names."""
+    for layout_name, layout in LAYOUTS.items():
         for name in tensors:
             if name == layout.root or name.endswith(f".{layout.root}"):
                 prefix = name.removesuffix(layout.root)
-                return layout, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    raise InputError(f"{file} is no published model that is known here; one has {[layout.root for layout in LAYOUTS]}")
+                return layout_name, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    roots = " or ".join(layout.root for layout in LAYOUTS.values())
+    raise InputError(f"{file} is no published model that is known here; one has a tensor {roots}")
 
 
 def _unreadable(essential: dict[str, int], shapes: Shapes) -> list[str]:
