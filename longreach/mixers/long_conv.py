@@ -103,7 +103,7 @@ def smooth_spectrum(kernel: Float[Tensor, "*r k"], width: int) -> Float[Tensor, 
 
     The weights are those of a Gaussian, and do not add up to one (about 2.5 for a width of 7), as published.
     """
-    weights = torch.exp(-0.5 * (torch.arange(width) - width // 2) ** 2).tolist()
+    weights = torch.exp(-0.5 * (torch.arange(width, dtype=torch.float64) - width // 2) ** 2).tolist()
     spectrum = _weigh_neighbours(torch.fft.rfft(kernel), weights)
     return torch.fft.irfft(spectrum, n=kernel.shape[-1])
 
