@@ -104,8 +104,30 @@ def _attention_call(device: torch.device) -> tuple[Any, ...]:
     return heads, heads, heads, AttentionMask(causal=True)
 
 
+def _heads(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, HEADS, LENGTH, WIDTH // HEADS, device=device, requires_grad=True)
+
+
+def _memory(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, HEADS, WIDTH // HEADS, WIDTH // HEADS, device=device)
+
+
+def _wkv_call(device: torch.device) -> tuple[Any, ...]:
+    from longreach.ops.wkv import init_wkv
+
+    channels = torch.zeros(WIDTH, device=device, requires_grad=True)
+    values = torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True)
+    return channels, channels, values, values, init_wkv(1, channels)
+
+
 TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "attention": _attention_call,
+    "delta_rule": lambda device: (*[_heads(device)] * 6, _memory(device)),
+    "gated_linear_attention": lambda device: (
+        *[_heads(device)] * 4,
+        torch.zeros(HEADS, WIDTH // HEADS, device=device),
+        _memory(device),
+    ),
     "linear_attention": lambda device: _attention_call(device)[:3],
     "linear_cross_entropy": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
@@ -121,6 +143,7 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
     "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),
     "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),
+    "wkv": _wkv_call,
 }
 """Operator -> the arguments of a call as a model in training makes it: one sequence of 8,192 positions, 256 wide."""
 

@@ -8,12 +8,21 @@ from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
 from longreach.mixers.long_conv import LongConv
+from longreach.mixers.rwkv4 import RWKV4
+from longreach.mixers.rwkv5 import RWKV5
+from longreach.mixers.rwkv6 import RWKV6
+from longreach.mixers.rwkv7 import RWKV7
+from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.sgconv import SGConv, SGConvOptions
 
 __all__ = [
     "DSS",
     "H3",
+    "RWKV4",
+    "RWKV5",
+    "RWKV6",
+    "RWKV7",
     "S4D",
     "Attention",
     "DSSOptions",
@@ -23,6 +32,7 @@ __all__ = [
     "LinearTransformer",
     "LongConv",
     "OptimHint",
+    "RWKVChannelMix",
     "S4DOptions",
     "SGConv",
     "SGConvOptions",

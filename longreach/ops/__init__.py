@@ -4,6 +4,8 @@ from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.cross_entropy import linear_cross_entropy
+from longreach.ops.delta_rule import delta_rule
+from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear_attention import linear_attention
 from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
 from longreach.ops.linear_scan import linear_scan
@@ -13,8 +15,10 @@ from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_
 from longreach.ops.rising_modes import RisingModes, rising_kernel, rising_prefill, rising_step
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
+from longreach.ops.token_shift import token_shift
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
+from longreach.ops.wkv import WKVState, init_wkv, wkv
 
 __all__ = [
     "OPS",
@@ -23,8 +27,12 @@ __all__ = [
     "ModalSystem",
     "OnlineConvState",
     "RisingModes",
+    "WKVState",
     "attention",
+    "delta_rule",
+    "gated_linear_attention",
     "init_online_conv",
+    "init_wkv",
     "linear_attention",
     "linear_cross_entropy",
     "linear_from_channels",
@@ -46,8 +54,10 @@ __all__ = [
     "rotary",
     "short_conv",
     "short_conv_tail",
+    "token_shift",
     "use_backend",
     "vandermonde",
     "vandermonde_adjoint",
     "window_prefill",
+    "wkv",
 ]
