@@ -8,6 +8,7 @@ from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
 from longreach.mixers.long_conv import LongConv
+from longreach.mixers.performer import Performer, PerformerOptions
 from longreach.mixers.rwkv4 import RWKV4
 from longreach.mixers.rwkv5 import RWKV5
 from longreach.mixers.rwkv6 import RWKV6
@@ -32,6 +33,8 @@ __all__ = [
     "LinearTransformer",
     "LongConv",
     "OptimHint",
+    "Performer",
+    "PerformerOptions",
     "RWKVChannelMix",
     "S4DOptions",
     "SGConv",

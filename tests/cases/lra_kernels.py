@@ -1,16 +1,61 @@
 """Linear, low-rank and Fourier variants of attention in the configurations in which they are tested."""
 
+from collections.abc import Callable
+
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import LinearTransformer
+from longreach.mixers import LinearTransformer, Performer, PerformerOptions
+from longreach.mixers.performer import Kernel
+
+
+def other_kernel(kernel: Kernel, *, causal: bool, normalise: bool = True) -> Callable[[], Performer]:
+    """A Performer that does not estimate softmax."""
+    options = PerformerOptions(floor=1e-3, normalise=normalise)
+    return lambda: Performer(WIDTH, n_heads=2, kernel=kernel, causal=causal, options=options)
+
+
+OTHER_KERNELS: Cases = {
+    "squared-relu": other_kernel("squared_relu", causal=True),
+    "elu": other_kernel("elu", causal=False),
+    "gelu": other_kernel("gelu", causal=True, normalise=False),
+    "exp": other_kernel("exp", causal=False),
+    "sigmoid": other_kernel("sigmoid", causal=True),
+    "tanh": other_kernel("tanh", causal=False, normalise=False),
+    "cos": other_kernel("cos", causal=True, normalise=False),
+    "sin": other_kernel("sin", causal=False, normalise=False),
+    "identity": other_kernel("identity", causal=True, normalise=False),
+}
 
 CASES: Cases = {
     "linear-transformer": lambda: LinearTransformer(WIDTH, n_heads=2),
     "linear-transformer-bidirectional": lambda: LinearTransformer(
         WIDTH, n_heads=2, head_dim=3, causal=False, epsilon=1e-3, bias=True
     ),
+    "performer": lambda: Performer(WIDTH, n_heads=2),
+    "performer-floor": lambda: Performer(
+        WIDTH,
+        n_heads=2,
+        n_directions=5,
+        directions="orthogonal-unit",
+        options=PerformerOptions(floor=0.1, least_sum=0.2),
+    ),
+    "performer-bidirectional": lambda: Performer(
+        WIDTH, n_heads=2, head_dim=3, directions="independent", causal=False, bias=True
+    ),
+    "performer-trigonometric": lambda: Performer(WIDTH, n_heads=1, kernel="trigonometric"),
+    "performer-trigonometric-sums": lambda: Performer(
+        WIDTH, n_heads=2, kernel="trigonometric", options=PerformerOptions(normalise=False)
+    ),
+    "performer-positive-sums": lambda: Performer(WIDTH, n_heads=2, options=PerformerOptions(normalise=False)),
+    "performer-relu": lambda: Performer(
+        WIDTH, n_heads=2, kernel="relu", directions="none", options=PerformerOptions(floor=1e-3, least_sum=0.0)
+    ),
+    **{f"performer-{name}": build for name, build in OTHER_KERNELS.items()},
 }
 
-FINITE_STATE = {"linear-transformer"}
+FINITE_STATE = {"linear-transformer"} | {name for name in CASES if name.startswith("performer")}
 
 LEARNERS: Learners = {}
-DETECTORS: Learners = {"LinearTransformer": lambda width: LinearTransformer(width, n_heads=2)}
+DETECTORS: Learners = {
+    "LinearTransformer": lambda width: LinearTransformer(width, n_heads=2),
+    "Performer": lambda width: Performer(width, n_heads=2),
+}
