@@ -120,8 +120,15 @@ def _wkv_call(device: torch.device) -> tuple[Any, ...]:
     return channels, channels, values, values, init_wkv(1, channels)
 
 
+def _block_attention_call(device: torch.device) -> tuple[Any, ...]:
+    from longreach.ops.block_attention import band_of_blocks
+
+    return (*_attention_call(device)[:3], band_of_blocks(LENGTH // STATE, 1, device=device), STATE)
+
+
 TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "attention": _attention_call,
+    "block_attention": _block_attention_call,
     "delta_rule": lambda device: (*[_heads(device)] * 6, _memory(device)),
     "gated_linear_attention": lambda device: (
         *[_heads(device)] * 4,

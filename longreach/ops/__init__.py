@@ -3,6 +3,7 @@
 from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
+from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
 from longreach.ops.cross_entropy import linear_cross_entropy
 from longreach.ops.delta_rule import delta_rule
 from longreach.ops.gated_linear_attention import gated_linear_attention
@@ -29,6 +30,8 @@ __all__ = [
     "RisingModes",
     "WKVState",
     "attention",
+    "band_of_blocks",
+    "block_attention",
     "delta_rule",
     "gated_linear_attention",
     "init_online_conv",
@@ -40,6 +43,7 @@ __all__ = [
     "linear_to_channels",
     "long_conv",
     "low_pass",
+    "merge_attention",
     "modal_kernel",
     "modal_prefill",
     "modal_step",
