@@ -45,9 +45,7 @@ class Tolerance(NamedTuple):
             return cls(float(pair[1]), float(pair[2]), 0.0)
         if largest := re.match(r"(\S+) relative to max\|\.\|", text):
             return cls(0.0, 0.0, float(largest[1]))
-        if relative := re.match(r"(\S+) relative(?: \(float32.*\)|$)", text):
-            return cls(0.0, float(relative[1]), 0.0)
-        both = re.match(r"(\d\S*)(?: \(float64\)|$)", text)
+        both = re.match(r"(\d\S*)(?: \(float64\)| relative\b| for |$)", text)
         assert both, f"no rule for the tolerance {text!r}"
         return cls(float(both[1]), float(both[1]), 0.0)
 
@@ -212,8 +210,9 @@ def test_check_sees_a_detached_weight() -> None:
         ("1e-9 (float64)", (1e-9, 1e-9, 0)),
         ("1e-6", (1e-6, 1e-6, 0)),
         ("1e-10 relative to max|.| (float64)", (0, 0, 1e-10)),
-        ("1e-4 relative (float32 eig)", (0, 1e-4, 0)),
-        ("1e-9 relative", (0, 1e-9, 0)),
+        ("1e-4 relative (float32 eig)", (1e-4, 1e-4, 0)),
+        ("1e-9 relative", (1e-9, 1e-9, 0)),
+        ("1e-10 for A,B,P,W (1e-9 relative for N=64); invariants 1e-8", (1e-10, 1e-10, 0)),
         ("float64: atol=1e-9 rtol=1e-7", (1e-9, 1e-7, 0)),
         ("float64 (jax x64): atol=1e-9 rtol=1e-7", (1e-9, 1e-7, 0)),
     ],

@@ -1,13 +1,30 @@
-"""HiPPO matrices, their diagonal forms, the published starts of diagonal systems, and discretisation."""
+"""HiPPO: matrices, their normal and diagonal forms, published starts, discretisation, projection, reconstruction."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.hippo import DiagonalInit, diagonal_system, discretise, low_rank, normal_form, transition
+from longreach.hippo import (
+    DiagonalInit,
+    Laguerre,
+    Measure,
+    basis,
+    diagonal_system,
+    diagonalise,
+    discretise,
+    discretise_matrix,
+    generalised_bilinear,
+    low_rank,
+    normal_form,
+    project,
+    project_scaled,
+    scaled_basis,
+    transition,
+)
 
 
 def equal(actual: Tensor, expected: Tensor | list[float], tolerance: float = 1e-9) -> None:
@@ -38,7 +55,7 @@ def test_fourier_turns_each_pair_forward() -> None:
     equal(A.diagonal(1)[2::2], [-math.pi, -2 * math.pi])
 
 
-@pytest.mark.parametrize("measure", ["legs", "fourier"])
+@pytest.mark.parametrize("measure", sorted(set(get_args(Measure)) - {"lmu"}))
 @pytest.mark.parametrize("size", [2, 4, 16, 64])
 def test_normal_form_reconstructs_the_matrices(measure, size: int) -> None:
     A, B = transition(measure, size)
@@ -47,10 +64,10 @@ def test_normal_form_reconstructs_the_matrices(measure, size: int) -> None:
     whole = torch.cat([V, V.conj()], dim=1)
     equal(whole.mH @ whole, torch.eye(size), 1e-9)
     spectrum = torch.diag(torch.cat([W, W.conj()]))
-    rebuilt = whole @ spectrum @ whole.mH - torch.outer(correction, correction)
+    rebuilt = whole @ spectrum @ whole.mH - correction.mT @ correction
     torch.testing.assert_close(rebuilt, A.to(rebuilt.dtype), rtol=1e-9, atol=1e-9 * size**2)
     equal(2 * (V @ B_c).real, B)
-    equal(2 * (V @ P).real, correction)
+    equal(2 * (V @ P.mT).real, correction.mT)
     assert (W.imag <= 1e-9).all()
     assert (W.imag.diff() >= 0).all()
     for vector in V.mT:
@@ -181,3 +198,123 @@ def test_slow_modes_keep_their_precision() -> None:
         log_abar, bbar = discretise(rule, A, torch.ones(1, dtype=torch.complex64), dt)
         torch.testing.assert_close(log_abar, A * dt, rtol=1e-6, atol=0)
         torch.testing.assert_close(bbar, dt + 0j, rtol=1e-6, atol=0)
+
+
+def impulse_basis(measure, age: Tensor, laguerre: Laguerre) -> Tensor:
+    """exp(age A) B: how much of the input of that age is in each state; (k, n)."""
+    A, B = transition(measure, 6, laguerre)
+    return torch.linalg.matrix_exp(age[:, None, None] * A) @ B
+
+
+WEIGHTS = {
+    "legs": lambda age: (-age).exp(),
+    "lagt": lambda age: 4.0 * torch.ones_like(age),  # beta^2
+    "tlagt": lambda age: 4.0 * (-2 * age).exp(),  # beta^2 exp(-beta age)
+    "glagt": lambda age: (-2 * age).exp() * age**-0.3 * 2**0.7 / math.exp(math.lgamma(0.7)),
+}
+"""The weight of the past by its age that these measures have with these parameters; states are projections under it."""
+
+
+@pytest.mark.parametrize("measure", WEIGHTS)
+def test_states_are_projections(measure) -> None:
+    """x_n = integral of f g_n weight, so exp(age A) B = g_n weight."""
+    laguerre = Laguerre(alpha=0.3 if measure == "glagt" else 0.0, beta=2.0)
+    age = torch.linspace(0.1, 2, 9, dtype=torch.float64)
+    expected = basis(measure, 6, age, laguerre) * WEIGHTS[measure](age)[:, None]
+    equal(impulse_basis(measure, age, laguerre), expected)
+
+
+SMOOTH = {
+    "legs": (1.0, 0.03), "legt": (1.9, 2e-3), "lmu": (0.95, 2e-3), "lagt": (3.0, 0.05), "tlagt": (3.0, 0.05),
+    "glagt": (3.0, 0.05), "fourier": (1.6, 0.08), "fourier2": (0.8, 0.08),
+}  # fmt: skip
+"""Oldest age to look at, and the error that 32 states may leave of a wave of amplitude 1 (Gibbs for Fourier)."""
+
+
+@pytest.mark.parametrize("measure", SMOOTH)
+def test_a_smooth_past_is_remembered(measure) -> None:
+    dt, (oldest, allowed) = 2e-3, SMOOTH[measure]
+    signal = torch.sin(1.3 * dt * torch.arange(4000, dtype=torch.float64))
+    age = dt * torch.arange(100, int(oldest / dt), 50, dtype=torch.float64)
+    laguerre = Laguerre(beta=1.0)
+    remembered = basis(measure, 32, age, laguerre) @ project(signal, measure, 32, dt=dt, laguerre=laguerre)[-1]
+    past = torch.sin(1.3 * (dt * 3999 - age))
+    assert (remembered - past).abs().max() < allowed
+    assert past.abs().max() > 10 * allowed
+
+
+def test_scaled_legs_remembers_everything_at_any_time() -> None:
+    """After 300 and after 1200 samples, the whole past is there at the same relative resolution."""
+    signal = torch.sin(torch.arange(1200, dtype=torch.float64) / 150)
+    coefficients = project_scaled(signal, 24)
+    position = torch.linspace(0.05, 0.99, 20, dtype=torch.float64)
+    for length in (300, 1200):
+        remembered = scaled_basis(24, position) @ coefficients[length - 1]
+        assert (remembered - torch.sin(position * length / 150)).abs().max() < 0.02
+
+
+def test_projection_of_batches_and_in_float32() -> None:
+    signal = torch.randn(2, 3, 80)
+    for project_one in (
+        lambda u: project(u, "legt", 5, dt=0.05, rule="zoh"),
+        lambda u: project_scaled(u, 5, rule="backward"),
+    ):
+        whole = project_one(signal)
+        assert (whole.shape, whole.dtype) == ((2, 3, 80, 5), torch.float32)
+        torch.testing.assert_close(whole[1, 2].double(), project_one(signal[1, 2].double()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["zoh", "bilinear", "forward", "backward"])
+def test_sampled_matrices(rule) -> None:
+    """Against the diagonal formulas in eigenvectors, or the difference equation; for several time steps at once."""
+    A, B = transition("legt", 6)
+    dt = torch.tensor([0.1, 0.4], dtype=torch.float64)
+    system = discretise_matrix(rule, A, B, dt)
+    assert (system.abar.shape, system.bbar.shape) == ((2, 6, 6), (2, 6))
+    values, vectors = torch.linalg.eig(A)
+    modal = torch.linalg.solve(vectors, B.to(vectors.dtype))
+    for i, step in enumerate(dt):
+        if rule in ("zoh", "bilinear"):
+            log_abar, bbar = discretise(rule, values, modal, step)
+            equal(system.abar[i].to(vectors.dtype), vectors @ torch.diag(log_abar.exp()) @ torch.linalg.inv(vectors))
+            equal(system.bbar[i].to(vectors.dtype), vectors @ bbar)
+        else:
+            before, u = torch.randn(6, dtype=torch.float64), 0.7
+            after = system.abar[i] @ before + system.bbar[i] * u
+            equal((after - before) / step, A @ (before if rule == "forward" else after) + B * u)
+
+
+def test_generalised_bilinear_lies_between_the_rules() -> None:
+    A, B = transition("lagt", 4)
+    dt = torch.tensor(0.2, dtype=torch.float64)
+    before, u = torch.randn(4, dtype=torch.float64), 0.3
+    system = generalised_bilinear(A, B, dt, 0.7)
+    after = system.abar @ before + system.bbar * u
+    equal((after - before) / dt, A @ (0.7 * after + 0.3 * before) + B * u)
+
+
+def test_singular_matrices_are_sampled() -> None:
+    """The sine of frequency 0 never changes: A of Fourier is singular."""
+    system = discretise_matrix("zoh", *transition("fourier", 4), torch.tensor(0.3, dtype=torch.float64))
+    equal(system.abar[1], [0.0, 1.0, 0.0, 0.0])
+    assert system.bbar.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: transition("legs", 0), "legs with 0 states"),
+        (lambda: low_rank("lmu", 4), "lmu has no normal-plus-low-rank form"),
+        (lambda: low_rank("glagt", 4, Laguerre(alpha=0.5)), "glagt has no normal"),
+        (lambda: transition("glagt", 4, Laguerre(alpha=1.0)), "alpha=1.0 must lie between -1 and 1"),
+        (lambda: transition("tlagt", 4, Laguerre(beta=0.0)), "beta=0.0 must be positive"),
+        (lambda: normal_form("legs", 5), "d_state=5 must be even"),
+        (lambda: diagonalise(*transition("lmu", 4)[:1], torch.zeros(0, 4).double(), torch.ones(4).double()), "skew"),
+        (lambda: project(torch.zeros(3), "legs", 4, dt=0.0), "dt=0.0 must be positive"),
+        (lambda: basis("legt", 4, torch.tensor([2.5])), "legt remembers ages from 0 to 2.0, not 2.5"),
+        (lambda: basis("legsd", 4, torch.tensor([0.5])), "legsd has no basis"),
+    ],
+)
+def test_what_does_not_exist_is_refused(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()

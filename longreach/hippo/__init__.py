@@ -1,18 +1,37 @@
-"""The theory of memory in state-space models: measures, their diagonal forms, and discretisation."""
+"""The theory of memory in state-space models: measures, their normal and diagonal forms, discretisation, projection."""
 
-from longreach.hippo.diagonal import DiagonalInit, DiagonalSystem, Spectrum, diagonal_system, normal_form
-from longreach.hippo.discretise import Discretisation, discretise
-from longreach.hippo.measures import Measure, low_rank, transition
+from longreach.hippo.basis import basis, scaled_basis
+from longreach.hippo.diagonal import DiagonalInit, DiagonalSystem, Spectrum, diagonal_system
+from longreach.hippo.discretise import (
+    Discretisation,
+    MatrixDiscretisation,
+    discretise,
+    discretise_matrix,
+    generalised_bilinear,
+)
+from longreach.hippo.measures import Laguerre, Measure, low_rank, transition
+from longreach.hippo.normal import NormalForm, diagonalise, normal_form
+from longreach.hippo.projection import project, project_scaled
 
 __all__ = [
     "DiagonalInit",
     "DiagonalSystem",
     "Discretisation",
+    "Laguerre",
+    "MatrixDiscretisation",
     "Measure",
+    "NormalForm",
     "Spectrum",
+    "basis",
     "diagonal_system",
+    "diagonalise",
     "discretise",
+    "discretise_matrix",
+    "generalised_bilinear",
     "low_rank",
     "normal_form",
+    "project",
+    "project_scaled",
+    "scaled_basis",
     "transition",
 ]

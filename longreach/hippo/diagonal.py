@@ -24,7 +24,7 @@ from jaxtyping import Complex128, Float64
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.hippo.measures import Measure, low_rank, transition
+from longreach.hippo.normal import normal_form
 
 Single = Literal["lin", "inv", "inv2", "quad", "real", "rand", "legs", "fourier"]
 Spectrum = Literal["lin", "inv", "inv2", "quad", "real", "rand", "legs", "fourier", "diag", "hippo", "all"]
@@ -66,34 +66,6 @@ class DiagonalSystem(NamedTuple):
 
     A: Complex128[Tensor, "s n"]
     B: Complex128[Tensor, "s n"]
-
-
-class NormalForm(NamedTuple):
-    """A = V (diag(W) - P P^*) V^*, restricted to one of each conjugate pair of eigenvectors."""
-
-    W: Complex128[Tensor, " n"]
-    P: Complex128[Tensor, " n"]
-    B: Complex128[Tensor, " n"]
-    V: Complex128[Tensor, "k n"]
-
-
-def normal_form(measure: Measure, size: int) -> NormalForm:
-    """The eigenvectors of the normal part of a measure's A, those with Im W <= 0, fastest first; O(size^3).
-
-    The phase of an eigenvector is arbitrary; here its first component that is not 0 is real and positive.
-    """
-    A, B = transition(measure, size)
-    P = low_rank(measure, size)
-    normal = A + torch.outer(P, P)
-    frequency, V = torch.linalg.eigh(-1j * (normal - normal.mT) / 2)  # Hermitian: accurate, and sorted
-    W = torch.complex(normal.diagonal().mean().expand(size // 2), frequency[: size // 2])
-    V = V[:, : size // 2]
-    if measure == "fourier":  # the frequency 0 occurs twice, with no conjugate pair among its eigenvectors
-        V[:, -1] = 0
-        V[0, -1], V[1, -1] = 1 / math.sqrt(2), 1j / math.sqrt(2)
-    first = V.gather(0, (V.abs() > 1e-6).to(torch.uint8).argmax(0, keepdim=True))
-    V = V * (first.conj() / first.abs())
-    return NormalForm(W, V.mH @ P.to(V.dtype), V.mH @ B.to(V.dtype), V)
 
 
 def diagonal_system(spectrum: Spectrum, d_state: int, copies: int, init: DiagonalInit) -> DiagonalSystem:
