@@ -1,7 +1,7 @@
 """Whole networks: a stack of mixers, a language model around it, published checkpoints."""
 
 from longreach.models.backbone import Backbone, Block
-from longreach.models.channel_mixers import GLU, MLP, GatedMLP
+from longreach.models.channel_mixers import GLU, MLP, GatedMLP, S5Gate
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
@@ -16,5 +16,6 @@ __all__ = [
     "GatedMLP",
     "LanguageModel",
     "LearnedPositions",
+    "S5Gate",
     "load_published",
 ]

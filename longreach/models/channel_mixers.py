@@ -3,6 +3,7 @@
     MLP       down(act(up(x)))                      Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
     GatedMLP  down(act(gate(x)) * up(x))            Shazeer 2020, https://arxiv.org/abs/2002.05202; SwiGLU with act = silu
     GLU       a * sigmoid(g), (a, g) = W gelu(x)    the output stage of S4, S4D, DSS and Liquid-S4 (state-spaces/s4)
+    S5Gate    GELU and half of such a gate          Smith et al. 2023, https://arxiv.org/abs/2208.04933
 
 Axes: ... any leading axes, d model width.
 """
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+S5Form = Literal["full_glu", "half_glu1", "half_glu2", "gelu"]
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -92,3 +94,29 @@ class GatedMLP(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Widen twice, gate, narrow: 6 d^2 expand operations a position."""
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+class S5Gate(nn.Module):
+    """The output stages of S5, by their published names.
+
+    Args:
+        d_model: width of input and output.
+        form: how the GELU g of the input x is gated: `full_glu` W1 g * sigmoid(W2 g), `half_glu1` g * sigmoid(W g),
+            `half_glu2` x * sigmoid(W g), or not at all, `gelu`.
+        dropout: probability of dropping a channel after the GELU.
+    """
+
+    def __init__(self, d_model: int, *, form: S5Form = "half_glu1", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.form = form
+        self.dropout = nn.Dropout(dropout)
+        self.linear = None if form == "gelu" else nn.Linear(d_model, (2 if form == "full_glu" else 1) * d_model)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Bend and gate: 2 d^2 operations a position, with a full gate 4 d^2."""
+        bent = self.dropout(F.gelu(x, approximate="tanh"))
+        if self.linear is None:
+            return bent
+        if self.form == "full_glu":
+            return F.glu(self.linear(bent))
+        return (bent if self.form == "half_glu1" else x) * self.linear(bent).sigmoid()
