@@ -5,9 +5,9 @@ Where S4D runs a small system in every channel, S5 runs one with d inputs, d out
     s'(t) = A s(t) + B u(t)           A = A_real + i A_imag, diagonal
     y(t)  = 2 Re(C s(t)) + D u(t)     2 Re(.) supplies the conjugates; without conjugate_pairs it is Re(C s)
 
-sampled with a learned time step for every mode, s_k = abar s_{k-1} + bbar u_k (longreach.hippo.discretise), and run as a
-scan over time (longreach.ops.linear_scan).  A second C reads a scan from the end, which starts at the present position:
-a bidirectional S5 counts it twice.  With `liquid` the input also moves the transition, as in Liquid-S4
+sampled with a learned time step for every mode, s_k = abar s_{k-1} + bbar u_k (longreach.hippo.discretise), and run
+as a scan over time (longreach.ops.linear_scan).  A second C reads a scan from the end, which starts at the present
+position: a bidirectional S5 counts it twice.  With `liquid` the input also moves the transition, as in Liquid-S4
 (https://arxiv.org/abs/2209.12951, equation 8):  s_k = (abar + bbar u_k) s_{k-1} + bbar u_k.
 
 A starts as `blocks` copies of the normal part of HiPPO-LegS, B and C in its eigenvectors.
@@ -98,7 +98,7 @@ class S5(SequenceMixer[S5State]):
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
         bidirectional: bool = False,
-        options: S5Options = S5Options(),  # noqa: B008 (immutable)
+        options: S5Options = S5Options(),
     ) -> None:
         super().__init__(d_model, causal=not bidirectional)
         self.discretisation: Discretisation = discretisation
@@ -109,7 +109,7 @@ class S5(SequenceMixer[S5State]):
         self.A_real = nn.Parameter(torch.full_like(self.A_imag, -0.5))
         B = _truncated_normal((blocks, d_state // blocks, d_model), d_state).to(V.dtype)
         self.B = _store((V.mH @ B).flatten(0, 1))
-        C = [self._start_C(d_state, blocks, V) for _ in range(2 if bidirectional else 1)]
+        C = [self._start_readout(d_state, blocks, V) for _ in range(2 if bidirectional else 1)]
         self.C = _store(torch.stack(C))
         self.D = nn.Parameter(torch.randn(d_model))
         self.log_dt = nn.Parameter(torch.empty_like(self.A_imag).uniform_(math.log(dt_min), math.log(dt_max)))
@@ -121,15 +121,15 @@ class S5(SequenceMixer[S5State]):
             raise InputError(f"d_state={d_state} must be a positive multiple of blocks={blocks}")
         if self.options.conjugate_pairs and d_state // blocks % 2:
             raise InputError(
-                f"d_state={d_state} in blocks={blocks} gives blocks of {d_state // blocks} states; conjugate pairs need "
-                "an even number, or conjugate_pairs=False"
+                f"d_state={d_state} in blocks={blocks} gives blocks of {d_state // blocks} states; conjugate pairs "
+                "need an even number, or conjugate_pairs=False"
             )
         if not 0 < dt_min <= dt_max:
             raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
         if self.options.rate <= 0:
             raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
 
-    def _start_C(self, d_state: int, blocks: int, V: Tensor) -> Tensor:
+    def _start_readout(self, d_state: int, blocks: int, V: Tensor) -> Tensor:
         """A start of the readout of one direction, (d, p)."""
         if self.options.C_init == "complex_normal":
             return torch.randn(self.d_model, blocks * V.shape[1], dtype=torch.complex64)

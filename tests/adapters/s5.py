@@ -1,10 +1,12 @@
 """S5 as published in JAX (github.com/lindermanlab/S5) and in PyTorch (github.com/i404788/s5-pytorch).
 
-make_DPLR_HiPPO                       where A starts
-S5SSM                                 the system, with its states
-SequenceLayer                         norm, system, output stage, residual connection
-ClassificationModel, RetrievalModel   a stack of layers, the mean over the length, a decoder
-S5, S5Block                           PyTorch: the system with all modes; a block with a gated map behind it
+    make_DPLR_HiPPO                       where A starts
+    S5SSM                                 the system, with its states
+    SequenceLayer                         norm, system, output stage, residual connection
+    ClassificationModel, RetrievalModel   a stack of layers, the mean over the length, a decoder
+    S5, S5Block                           PyTorch: the system with all modes; a block with a gated map behind it
+
+Both count the present position in both directions.
 """
 
 from collections.abc import Callable
