@@ -81,7 +81,7 @@ class H3(SequenceMixer[H3State]):
         *,
         d_state: int = 64,
         head_dim: int = 1,
-        init: Literal["lin", "inv", "inv2", "quad", "legs", "diag"] = "lin",
+        init: Literal["lin", "inv", "inv2", "quad", "real", "legs", "diag"] = "lin",
         discretisation: Discretisation = "bilinear",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,

@@ -7,6 +7,8 @@ reads files.  Rules are differentiable, so that the tests compare gradients thro
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from longreach.errors import InputError
@@ -18,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Rule(NamedTuple):
-    """Where one of our tensors comes from."""
+    """Where one of our tensors comes from, or a part of it: several rules for one are joined along the first axis."""
 
     ours: str
     theirs: str
@@ -30,6 +32,14 @@ class Rule(NamedTuple):
     def within(self, ours: str, theirs: str) -> "Rule":
         """The rule for the same tensor of a part of a larger model."""
         return self._replace(ours=f"{ours}.{self.ours}", theirs=f"{theirs}.{self.theirs}")
+
+
+def assemble(rules: list[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Shaped[Tensor, "..."]]:
+    """Our tensors by name, made from the published ones; differentiable."""
+    parts: dict[str, list[Tensor]] = {}
+    for rule in rules:
+        parts.setdefault(rule.ours, []).append(rule.view(tensors[rule.theirs]))
+    return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
 
 
 def refuse_unknown(config: Config, known: set[str], only: Config, where: str) -> None:

@@ -10,6 +10,7 @@ from longreach.errors import InputError
 from longreach.mixers import Hyena
 from longreach.mixers.implicit_filter import ImplicitFilter, position_features
 from longreach.models.published_hyena import Rule, Variant, build_hyena, filter_options, filter_rules, hyena_rules
+from longreach.models.published_layout import assemble
 from longreach.ops import short_conv
 
 
@@ -34,7 +35,7 @@ def apply(rules: list[Rule], theirs: Tensors) -> dict[str, Tensor]:
     """Our weights, made from the published ones; their shapes must be those that the rules state."""
     for rule in rules:
         assert theirs[rule.theirs].shape == rule.shape, rule
-    return {rule.ours: rule.view(theirs[rule.theirs]) for rule in rules}
+    return assemble(rules, theirs)
 
 
 def frequencies(prefix: str, layers: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ CASES: Cases = {
         options=H3Options(kernel_length=10, real_transform="none"),
         dt_max=0.4,
     ),
+    "h3-real": lambda: H3(WIDTH, d_state=4, init="real"),
     "h3-legs-short-window-heads": lambda: H3(
         WIDTH,
         d_state=6,
