@@ -3,6 +3,7 @@
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
 from longreach.mixers.dss import DSS, DSSOptions
+from longreach.mixers.gss import GSS
 from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
@@ -19,6 +20,7 @@ from longreach.mixers.sgconv import SGConv, SGConvOptions
 
 __all__ = [
     "DSS",
+    "GSS",
     "H3",
     "RWKV4",
     "RWKV5",

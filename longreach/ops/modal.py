@@ -23,10 +23,13 @@ from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
 
 class ModalSystem(NamedTuple):
-    """A sampled system; log abar rather than abar, because its multiples give the powers of abar accurately."""
+    """A sampled system; log abar rather than abar, because its multiples give the powers of abar accurately.
 
-    log_abar: Complex[Tensor, "d n"]
-    bbar: Complex[Tensor, "d n"]
+    Channels that share their modes share one row of log abar.
+    """
+
+    log_abar: Complex[Tensor, "#d n"]
+    bbar: Complex[Tensor, "#d n"]
     C: Complex[Tensor, "d n"]
 
 

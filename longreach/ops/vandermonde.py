@@ -8,6 +8,7 @@ z^(q r + s) = z^(q r) z^s turns them into products of matrices with about sqrt(L
 
 Ratios are given as log z, and powers are computed in float64 whatever the dtype is: in float32 the phase of a late
 power would be all rounding.  One of each conjugate pair is given; a real mode with coefficient c counts with c / 2.
+Modes that all channels share are given once, as a single row of ratios.
 
 Axes: d channels, n modes per channel, l length; `...` any leading batch axes.
 """
@@ -31,16 +32,16 @@ def _exponentials(log_ratio: Tensor, length: int) -> Tensor:
 
 
 def _check(modes: tuple[int, ...], log_ratio: Tensor, length: int) -> None:
-    if length < 1 or modes != log_ratio.shape[: len(modes)]:
+    if length < 1 or log_ratio.shape[0] not in (1, modes[0]) or modes[1:] != log_ratio.shape[1 : len(modes)]:
         raise InputError(
             f"vandermonde: (channels, modes) are {modes} in one argument and {tuple(log_ratio.shape)} in log_ratio; "
-            f"they must be the same, and the length, {length}, at least 1"
+            f"they must be the same (or one row for all channels), and the length, {length}, at least 1"
         )
 
 
 @op
 def vandermonde(
-    coefficient: Complex[Tensor, "... d n"], log_ratio: Complex[Tensor, "d n"], length: int
+    coefficient: Complex[Tensor, "... d n"], log_ratio: Complex[Tensor, "#d n"], length: int
 ) -> Float[Tensor, "... d {length}"]:
     """y_l = 2 Re sum_n c_n z_n^l for l < `length`.  The definition takes O(d n l) time and memory."""
     _check(tuple(coefficient.shape[-2:]), log_ratio, length)
@@ -60,7 +61,7 @@ def _blocked(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
 
 
 @op
-def vandermonde_adjoint(u: Float[Tensor, "... d l"], log_ratio: Complex[Tensor, "d n"]) -> Complex[Tensor, "... d n"]:
+def vandermonde_adjoint(u: Float[Tensor, "... d l"], log_ratio: Complex[Tensor, "#d n"]) -> Complex[Tensor, "... d n"]:
     """s_n = sum_l z_n^(L-1-l) u_l, the state that zero reaches after reading `u`, in the dtype of `log_ratio`."""
     _check(tuple(u.shape[-2:-1]), log_ratio, u.shape[-1])
     powers = _exponentials(log_ratio, u.shape[-1]).flip(-1)
