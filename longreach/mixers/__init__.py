@@ -8,6 +8,7 @@ from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
+from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.performer import Performer, PerformerOptions
 from longreach.mixers.rwkv4 import RWKV4
@@ -33,6 +34,7 @@ __all__ = [
     "H3Options",
     "Hyena",
     "LinearTransformer",
+    "LocalAttention",
     "LongConv",
     "OptimHint",
     "Performer",

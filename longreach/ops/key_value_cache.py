@@ -11,7 +11,7 @@ The shape of a cache depends only on how many positions were appended, not on ho
 Axes: b batch, g key-value heads, h query heads (a multiple of g), l queries, m keys, e key width, f value width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,10 +101,12 @@ def attend_to_parts(
     *,
     window: int | None = None,
     alibi_slopes: Float[Tensor, " h"] | None = None,
+    visible: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "b h l f"]:
     """Causal attention of a few queries to keys that lie in several blocks, without joining them.
 
-    The same as `attention` on the joined blocks.  O(l m) time and memory; the softmax is float32 or wider.
+    The same as `attention` on the joined blocks; `visible` says of positions (b, l, 1) of queries and (b, 1, m) of keys
+    which pairs may meet, if not all (b, l, m).  O(l m) time and memory; the softmax is float32 or wider.
     """
     n_groups, scale = parts[0].key.shape[1], query.shape[-1] ** -0.5
     grouped = (query * scale).unflatten(1, (n_groups, -1)).flatten(2, 3)  # (b, g, r l, e)
@@ -114,7 +116,10 @@ def attend_to_parts(
     scores = scores.to(torch.promote_types(query.dtype, torch.float32)).view(*query.shape[:3], -1)
     if alibi_slopes is not None:
         scores = scores - alibi_slopes.to(scores.dtype)[:, None, None] * rule.distance()[:, None]
-    scores = scores.masked_fill(~rule.allowed()[:, None], -torch.inf)
+    allowed = rule.allowed()
+    if visible is not None:
+        allowed = allowed & visible(query_position[:, :, None], position[:, None])
+    scores = scores.masked_fill(~allowed[:, None], -torch.inf)
     blind = (scores == -torch.inf).all(-1, keepdim=True)  # only padding sees nothing
     weights = scores.masked_fill(blind, 0.0).softmax(-1).to(query.dtype)
     split = weights.view(*grouped.shape[:3], -1).split([part.size for part in parts], dim=-1)

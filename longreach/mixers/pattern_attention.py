@@ -1,0 +1,119 @@
+"""What attention over a pattern of positions has in common: projections, heads, and the three views of a causal one.
+
+    q, k, v = split(x W_qkv)        y = attention(q, k, v where the pattern lets i see j) W_out
+
+A pattern is a rule on positions, which count the real positions of a row from 0.  A subclass states it twice: fast, for
+whole sequences (`_mix`, by longreach.ops.block_attention), and pair by pair (`_visible`), for the few queries at a time
+that meet a key-value cache.  The laws compare the two.
+
+Axes: b batch, l length, d model width, h heads, e head width, m keys.
+"""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from longreach.errors import InputError
+from longreach.mixers.base import SequenceMixer
+from longreach.ops.key_value_cache import (
+    KeyValueBlock,
+    KeyValueCache,
+    append,
+    attend_to_parts,
+    empty_cache,
+    next_positions,
+    parts,
+)
+
+PIECE = 128
+"""How many new positions at a time attend to a cache."""
+FEW = 16
+"""So few positions at the beginning are not worth the whole machinery."""
+
+
+class PatternAttention(SequenceMixer[KeyValueCache]):
+    """Base class of mixers in which positions decide who sees whom."""
+
+    reach: int | None = None
+    """How many of the newest positions the next one may see, if there is a limit: older ones leave the cache."""
+
+    def __init__(self, d_model: int, *, n_heads: int, head_dim: int | None, causal: bool, bias: bool) -> None:
+        super().__init__(d_model, causal=causal)
+        if n_heads < 1 or (head_dim is None and d_model % n_heads) or (head_dim is not None and head_dim < 1):
+            raise InputError(
+                f"n_heads={n_heads} must divide d_model={d_model} unless head_dim={head_dim} sets the width of heads"
+            )
+        self.n_heads, self.head_dim = n_heads, d_model // n_heads if head_dim is None else head_dim
+        self.qkv = nn.Linear(d_model, 3 * n_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
+
+    @abstractmethod
+    def _mix(
+        self,
+        query: Float[Tensor, "b h l e"],
+        key: Float[Tensor, "b h l e"],
+        value: Float[Tensor, "b h l f"],
+        mask: Bool[Tensor, "b l"] | None,
+    ) -> Float[Tensor, "b h l f"]:
+        """Attention over whole sequences, whose padding lies at their end: positions are indices."""
+
+    @abstractmethod
+    def _visible(self, query: Int[Tensor, "b l 1"], key: Int[Tensor, "b 1 m"]) -> Bool[Tensor, "b l m"]:
+        """Which pairs of positions the pattern joins; that a causal one does not see what comes later is added."""
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """Attend over the whole sequence."""
+        position = torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
+        return self._merge(self._mix_anywhere(self._project(x, position), mask), position)
+
+    def init_state(self, batch_size: int) -> KeyValueCache:
+        """An empty key-value cache."""
+        if not self.causal:
+            raise self._no_recurrent_view()
+        empty = self.out.weight.new_zeros(batch_size, self.n_heads, 0, self.head_dim)
+        return empty_cache(empty, empty)
+
+    def step(self, x: Float[Tensor, "b d"], state: KeyValueCache) -> tuple[Float[Tensor, "b d"], KeyValueCache]:
+        """Attend from one new position, O(m)."""
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+    def prefill(
+        self, x: Float[Tensor, "b l d"], state: KeyValueCache, mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], KeyValueCache]:
+        """Attend from a chunk of new positions; as `forward` at the beginning, else PIECE by PIECE, O(l m)."""
+        position = next_positions(state, x.shape[1], mask)
+        whole = query, key, value = self._project(x, position)
+        if state.tail.size == len(state.blocks) == 0 and x.shape[1] > FEW:
+            y = self._mix_anywhere(whole, mask)
+            return self._merge(y, position), append(state, KeyValueBlock(key, value, position), self.reach)
+        outputs = []
+        for start in range(0, x.shape[1], PIECE):
+            piece = slice(start, start + PIECE)
+            new = KeyValueBlock(key[:, :, piece], value[:, :, piece], position[:, piece])
+            seen = parts(state, new)
+            outputs.append(attend_to_parts(query[:, :, piece], new.position, seen, visible=self._visible))
+            state = append(state, new, self.reach)
+        return self._merge(torch.cat(outputs, dim=2), position), state
+
+    def _project(
+        self, x: Float[Tensor, "b l d"], position: Int[Tensor, "#b l"]
+    ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"], Float[Tensor, "b h l f"]]:
+        """Queries, keys and values of what stands at `position`."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _merge(self, y: Float[Tensor, "b h l f"], position: Int[Tensor, "#b l"]) -> Float[Tensor, "b l d"]:
+        """Join the heads of what stands at `position`."""
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _mix_anywhere(self, whole: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+        """`_mix`, wherever the padding lies."""
+        if mask is None:
+            return self._mix(*whole, None)
+        order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # what is real comes first
+        query, key, value = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in whole)
+        y = self._mix(query, key, value, mask.gather(1, order))
+        return y.gather(2, order.argsort(dim=1)[:, None, :, None].expand_as(y))
