@@ -1,7 +1,7 @@
 """Maps that act on every position by itself: the other half of a block, shared by all sequence mixers.
 
     MLP       down(act(up(x)))                      Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
-    GatedMLP  down(act(gate(x)) * up(x))            Shazeer 2020, https://arxiv.org/abs/2002.05202; SwiGLU with act = silu
+    GatedMLP  down(act(gate(x)) * up(x))            Shazeer 2020, https://arxiv.org/abs/2002.05202; SwiGLU: act = silu
     GLU       a * sigmoid(g), (a, g) = W gelu(x)    the output stage of S4, S4D, DSS and Liquid-S4 (state-spaces/s4)
     S5Gate    GELU and half of such a gate          Smith et al. 2023, https://arxiv.org/abs/2208.04933
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longreach.errors import InputError
 from longreach.models import published_safari
 from longreach.models.language_model import LanguageModel
-from longreach.models.published_layout import Layout, Rule, Shapes
+from longreach.models.published_layout import Layout, Rule, Shapes, assemble
 
 DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 """What the readers of torch and safetensors raise for a file that is broken or something else."""
@@ -98,7 +98,7 @@ def read_published(
     model = layout.build(merged, variant)
     rules = layout.rules(model, variant)
     _refuse(file, _differences(rules, tensors, layout.tied(shapes), lambda name: layout.ignored(name, merged)))
-    _fill(model, {rule.ours: rule.view(tensors[rule.theirs]) for rule in rules})
+    _fill(model, assemble(rules, tensors))
     return PublishedCheckpoint(model, name, variant, merged)
 
 

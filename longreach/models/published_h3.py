@@ -39,13 +39,16 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Options that change nothing in what is computed, most of them because they say where the weights started."""
 
-ESSENTIAL = {"q_proj.weight": 2, "ssm_k_kernel.kernel.B": 2, "kernel.kernel.A_imag": 2, "D": 1}
+MARK = "ssm_k_kernel.kernel.B"
+"""The tensor by which a layer is known."""
+
+ESSENTIAL = {"q_proj.weight": 2, MARK: 2, "kernel.kernel.A_imag": 2, "D": 1}
 """The tensors that `infer` looks at, and their numbers of axes."""
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
     """The options of a published layer that can be read off its tensors."""
-    d_model, d_state = shapes["ssm_k_kernel.kernel.B"]
+    d_model, d_state = shapes[MARK]
     (n_heads,) = shapes["D"]
     return {
         "d_model": d_model,
@@ -92,7 +95,7 @@ def h3_rules(mixer: H3, *, fused: bool) -> list[Rule]:
     return [
         *(Rule("qkv.weight", f"{name}.weight", (d, d)) for name in projections),
         *(Rule("qkv.bias", f"{name}.bias", (d,)) for name in projections),
-        Rule("shift_B", "ssm_k_kernel.kernel.B", (d, taps)),
+        Rule("shift_B", MARK, (d, taps)),
         Rule("shift_C", "ssm_k_kernel.kernel.C", (1, d, taps), lambda C: C[0]),
         Rule("shift_D", "ssm_k_D", (d,)),
         Rule("log_dt", "kernel.kernel.log_dt", (heads,)),

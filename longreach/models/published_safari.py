@@ -1,36 +1,44 @@
-"""How the published Hyena language models are stored (safari's simple_lm, HyenaDNA and its standalone file).
+"""How published language models of Hyena and H3 are stored (safari's simple_lm, H3, HyenaDNA and its standalone file).
 
-They are pre-norm Transformers whose attention is replaced by Hyena in all layers, or in all but some:
+They are pre-norm Transformers whose attention is replaced by Hyena or H3 in all layers, or in all but some:
 
     x + mixer(norm1 x), then x + fc2(gelu_tanh(fc1(norm2 x))); a last norm; the embedding again as output projection
 
 HyenaDNA's classifier averages the features instead and has a linear head.
 
-Published: HazyResearch/safari src/models/sequence/simple_lm.py, HazyResearch/hyena-dna standalone_hyenadna.py.
+Published: HazyResearch/safari src/models/sequence/simple_lm.py, HazyResearch/hyena-dna standalone_hyenadna.py,
+HazyResearch/H3 src/models/ssm_seq.py.
 """
 
 import re
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from longreach.errors import InputError
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.h3 import H3
 from longreach.mixers.hyena import Hyena
-from longreach.models import published_hyena
+from longreach.models import published_h3, published_hyena
 from longreach.models.backbone import Backbone
 from longreach.models.channel_mixers import MLP
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
-from longreach.models.published_hyena import Variant, build_hyena, hyena_rules
+from longreach.models.published_h3 import build_h3, h3_rules
+from longreach.models.published_hyena import build_hyena, hyena_rules
 from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown, same
 
 EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
 HEAD = "head.output_transform.weight"
 
+Variant = Literal["safari", "standalone", "fused"]
+"""Whose code: safari, H3 or hyena-dna's src; the standalone files; or H3 run with its fused kernel, which matters to
+heads that are wider than 1."""
+
 DEFAULTS: dict[str, Any] = {
     "layer": {},
+    "ssm_cfg": None,
     "attn_layer_idx": [],
     "attn_cfg": {},
     "max_position_embeddings": 0,
@@ -64,7 +72,8 @@ def essential(shapes: Shapes) -> dict[str, int]:
         layer = f"backbone.layers.{i}"
         names[f"{layer}.mlp.fc1.weight"] = 2
         if f"{layer}.mixer.Wqkv.weight" not in shapes:
-            names |= {f"{layer}.mixer.{name}": axes for name, axes in published_hyena.ESSENTIAL.items()}
+            mixer = published_h3 if f"{layer}.mixer.{published_h3.MARK}" in shapes else published_hyena
+            names |= {f"{layer}.mixer.{name}": axes for name, axes in mixer.ESSENTIAL.items()}
     return names
 
 
@@ -87,26 +96,31 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         if i not in attention:
             prefix = f"{layer}mixer."
             under = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-            found["layer"] = published_hyena.infer(under)
+            if published_h3.MARK in under:
+                del found["layer"]
+                found["ssm_cfg"] = published_h3.infer(under)
+            else:
+                found["layer"] = published_hyena.infer(under)
             break
     return found
 
 
 def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
     """The published config completed by what was inferred, and where the two contradict each other."""
-    given, layer = dict(config), dict(config.get("layer", {}))
+    group = "ssm_cfg" if "ssm_cfg" in inferred else "layer"
+    given, layer = dict(config), dict(config.get("ssm_cfg") or config.get("layer") or {})
     if "vocab_size" in given:
         given |= {"vocab_size": _padded(given), "pad_vocab_size_multiple": 1}
     if not inferred["use_head"]:
         given["n_classes"] = None
-    told = [(name, given.get(name), known) for name, known in inferred.items() if name != "layer"]
-    told += [(f"layer.{name}", layer.get(name), known) for name, known in inferred["layer"].items()]
+    told = [(name, given.get(name), known) for name, known in inferred.items() if name != group]
+    told += [(f"{group}.{name}", layer.get(name), known) for name, known in inferred[group].items()]
     problems = [
         f"config: {name}={value!r}, but the tensors have {known!r}"
         for name, value, known in told
         if value is not None and value != known
     ]
-    return {**given, **inferred, "layer": {**layer, **inferred["layer"]}}, problems
+    return {**given, "layer": {}, **inferred, group: {**layer, **inferred[group]}}, problems
 
 
 def build(config: Config, variant: Variant) -> LanguageModel | Classifier:
@@ -187,10 +201,7 @@ def _padded(config: Config) -> int:
 
 def _mixer(config: Config, index: int, variant: Variant) -> SequenceMixer:
     if index not in (config["attn_layer_idx"] or []):
-        layer = {"d_model": config["d_model"], **config["layer"]}
-        if "l_max" not in layer:
-            raise InputError("published config: layer.l_max, the length of the filters, is missing")
-        return build_hyena(layer, variant)
+        return _hyena(config, variant) if config["ssm_cfg"] is None else _h3(config, variant)
     attention = dict(config["attn_cfg"] or {})
     known = {"num_heads", "dropout", "rotary_emb_dim", *ATTENTION_ONLY, *ATTENTION_WITHOUT_EFFECT}
     refuse_unknown(attention, known, ATTENTION_ONLY, "attention")
@@ -210,9 +221,30 @@ def _mixer(config: Config, index: int, variant: Variant) -> SequenceMixer:
     )
 
 
+def _hyena(config: Config, variant: Variant) -> Hyena:
+    layer = {"d_model": config["d_model"], **config["layer"]}
+    if "l_max" not in layer:
+        raise InputError("published config: layer.l_max, the length of the filters, is missing")
+    if variant == "fused":
+        raise InputError("variant='fused' is one of H3; Hyena was published as 'safari' and 'standalone'")
+    return build_hyena(layer, variant)
+
+
+def _h3(config: Config, variant: Variant) -> H3:
+    mixer = build_h3({"d_model": config["d_model"], **config["ssm_cfg"]})
+    if mixer.head_dim > 1 and config["ssm_cfg"].get("use_fast_fftconv") and variant != "fused":
+        raise InputError(
+            f"ssm_cfg.use_fast_fftconv=True orders the values of heads of width {mixer.head_dim} in its own way; "
+            "give variant='fused' if the model was trained with it, or use_fast_fftconv=False if it was not"
+        )
+    return mixer
+
+
 def _mixer_rules(mixer: SequenceMixer, variant: Variant) -> list[Rule]:
+    if isinstance(mixer, H3):
+        return h3_rules(mixer, fused=variant == "fused")
     if isinstance(mixer, Hyena):
-        return hyena_rules(mixer, variant)
+        return hyena_rules(mixer, "standalone" if variant == "standalone" else "safari")
     assert isinstance(mixer, Attention)
     return same("qkv", "Wqkv", mixer.qkv) + same("out", "out_proj", mixer.out)
 
