@@ -8,6 +8,7 @@ from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
+from longreach.mixers.linformer import Linformer
 from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.performer import Performer, PerformerOptions
@@ -18,6 +19,7 @@ from longreach.mixers.rwkv7 import RWKV7
 from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.sgconv import SGConv, SGConvOptions
+from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
 
 __all__ = [
     "DSS",
@@ -34,6 +36,7 @@ __all__ = [
     "H3Options",
     "Hyena",
     "LinearTransformer",
+    "Linformer",
     "LocalAttention",
     "LongConv",
     "OptimHint",
@@ -45,6 +48,8 @@ __all__ = [
     "SGConvOptions",
     "SequenceMixer",
     "State",
+    "Synthesizer",
+    "SynthesizerScores",
     "map_state",
     "select_rows",
 ]

@@ -83,6 +83,14 @@ class SequenceMixer(nn.Module, ABC, Generic[S]):
             outputs.append(y_t)
         return torch.stack(outputs, dim=1), state
 
+    def _check_length(self, length: int) -> None:
+        """Raise InputError for a sequence of more than `max_length` positions."""
+        if self.max_length is not None and length > self.max_length:
+            raise InputError(
+                f"a sequence of {length} positions is longer than max_length={self.max_length} of this "
+                f"{type(self).__name__}; build and train it with a larger max_length, or read less"
+            )
+
     def _no_recurrent_view(self) -> InputError:
         return InputError(
             f"{type(self).__name__} with causal={self.causal} reads the future, so it cannot run step by step; "

@@ -3,7 +3,14 @@
 from collections.abc import Callable
 
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import LinearTransformer, Performer, PerformerOptions
+from longreach.mixers import (
+    LinearTransformer,
+    Linformer,
+    Performer,
+    PerformerOptions,
+    Synthesizer,
+    SynthesizerScores,
+)
 from longreach.mixers.performer import Kernel
 
 
@@ -48,6 +55,21 @@ CASES: Cases = {
     "performer-positive-sums": lambda: Performer(WIDTH, n_heads=2, options=PerformerOptions(normalise=False)),
     "performer-relu": lambda: Performer(
         WIDTH, n_heads=2, kernel="relu", directions="none", options=PerformerOptions(floor=1e-3, least_sum=0.0)
+    ),
+    "linformer": lambda: Linformer(WIDTH, max_length=36, rank=3, n_heads=2),
+    "linformer-heads": lambda: Linformer(WIDTH, max_length=36, rank=5, n_heads=2, sharing="heads", dropout=0.1),
+    "linformer-unshared": lambda: Linformer(
+        WIDTH, max_length=36, rank=4, n_heads=2, head_dim=3, sharing="none", bias=True
+    ),
+    "synthesizer": lambda: Synthesizer(WIDTH, max_length=36, n_heads=2),
+    "synthesizer-full": lambda: Synthesizer(
+        WIDTH, max_length=36, n_heads=2, scores=SynthesizerScores(random="full", dot_product=True), dropout=0.1
+    ),
+    "synthesizer-dense": lambda: Synthesizer(
+        WIDTH, max_length=36, n_heads=2, head_dim=3, bias=True, scores=SynthesizerScores(random="none", dense=True)
+    ),
+    "synthesizer-bidirectional": lambda: Synthesizer(
+        WIDTH, max_length=36, n_heads=2, causal=False, scores=SynthesizerScores(rank=2, dense=True, dot_product=True)
     ),
     **{f"performer-{name}": build for name, build in OTHER_KERNELS.items()},
 }

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adapters import Declined, Published, Tensors
-from adapters.lra import Table, merging, projection
-from longreach.mixers import LinearTransformer, Performer, PerformerOptions
+from adapters.lra import Table, merging, output_at_real_positions, projection
+from longreach.mixers import LinearTransformer, Linformer, Performer, PerformerOptions, Synthesizer, SynthesizerScores
 from longreach.mixers.heads import Heads
 
 KERNELS = {
@@ -112,8 +112,64 @@ def generalized_performer(config: dict[str, Any], metadata: dict[str, str]) -> P
     return performer(config, kernel, types[config.get("features_type", "deterministic")], options)
 
 
+def linformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """One projection for everything; padding is projected as well."""
+    length, rank = config.get("max_len", 1000), config.get("low_rank_features", 16)
+    mixer = Linformer(config["qkv_features"], max_length=length, rank=rank, **sizes(config))
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        return head_weights(theirs, mixer.heads, "query", "key", "value") | {"E": theirs["lr_kernel"][None]}
+
+    return Published(mixer, weights, ignoring_padding)
+
+
+class ScrambledSynthesizer(Synthesizer):
+    """The published dense scores: (l, h) read as (h, l), so that most come from other positions and heads."""
+
+    def dense(self, x: Tensor, count: int) -> Tensor:
+        scores = super().dense(x, cast(int, self.max_length))
+        return scores.transpose(1, 2).reshape(scores.shape)[..., :count]
+
+
+def synthesizer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """The padding mask has an effect only together with dot products."""
+    mode, dot_product = config.get("synthesizer_mode", "factorized_random"), not config.get("ignore_dot_product", True)
+    tables = {"factorized_random": "factorised", "random": "full", "": "none"}
+    scores = SynthesizerScores(
+        random=cast(Any, next(ours for name, ours in tables.items() if name in mode)),
+        rank=config.get("k", 32),
+        dense="dense" in mode,
+        dot_product=dot_product,
+    )
+    mixer = ScrambledSynthesizer(
+        config["qkv_features"],
+        max_length=config.get("max_length", 512),
+        scores=scores,
+        causal=config.get("causal_mask", False),
+        **sizes(config),
+    )
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        ours = head_weights(theirs, mixer.heads, *(["query", "key", "value"] if dot_product else ["value"]))
+        if scores.random == "full":
+            ours["table"] = theirs["random"]
+        if scores.random == "factorised":
+            ours |= {"rows": theirs["random1"], "columns": theirs["random2"]}
+        if scores.dense:
+            ours["dense_hidden.weight"] = projection(theirs, "dense_syn")
+            ours["dense_scores.weight"] = theirs["dense_syn_len.kernel"].mT
+            if mixer.dense_hidden.bias is not None:
+                ours["dense_hidden.bias"] = theirs["dense_syn.bias"].flatten()
+                ours["dense_scores.bias"] = theirs["dense_syn_len.bias"]
+        return ours
+
+    return Published(mixer, weights, output_at_real_positions if dot_product else ignoring_padding)
+
+
 TABLE: Table = {
     "LinearAttention": linear_transformer,
+    "LinformerAttention": linformer,
+    "SynthesizerAttention": synthesizer,
     "make_fast_softmax_attention": softmax_performer,
     "make_fast_generalized_attention": generalized_performer,
 }
