@@ -18,6 +18,7 @@ from longreach.mixers.rwkv6 import RWKV6
 from longreach.mixers.rwkv7 import RWKV7
 from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
 from longreach.mixers.s4d import S4D, S4DOptions
+from longreach.mixers.s5 import S5, S5Options
 from longreach.mixers.sgconv import SGConv, SGConvOptions
 from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
 
@@ -30,6 +31,7 @@ __all__ = [
     "RWKV6",
     "RWKV7",
     "S4D",
+    "S5",
     "Attention",
     "DSSOptions",
     "FilterOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "PerformerOptions",
     "RWKVChannelMix",
     "S4DOptions",
+    "S5Options",
     "SGConv",
     "SGConvOptions",
     "SequenceMixer",
