@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 import longreach.models  # noqa: F401 (makes every operator known)
-from longreach.ops import OPS
+from longreach.ops import OPS, ModalSystem
 from longreach.training.run_folder import machine
 
 EXTRAS = {
@@ -145,6 +145,11 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
         torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
         torch.zeros(1, WIDTH, device=device),
+    ),
+    "liquid_scan": lambda device: (
+        _signal(device),
+        torch.zeros(1, 2, WIDTH, STATE, dtype=torch.complex64, device=device),
+        ModalSystem(_ratio(device), _ratio(device), _ratio(device)),
     ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),

@@ -9,6 +9,7 @@ from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.linear_transformer import LinearTransformer
 from longreach.mixers.linformer import Linformer
+from longreach.mixers.liquid_s4 import LiquidS4
 from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.performer import Performer, PerformerOptions
@@ -39,6 +40,7 @@ __all__ = [
     "Hyena",
     "LinearTransformer",
     "Linformer",
+    "LiquidS4",
     "LocalAttention",
     "LongConv",
     "OptimHint",

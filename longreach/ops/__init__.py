@@ -10,6 +10,7 @@ from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear_attention import linear_attention
 from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
 from longreach.ops.linear_scan import linear_scan
+from longreach.ops.liquid_scan import liquid_scan, liquid_step
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
@@ -41,6 +42,8 @@ __all__ = [
     "linear_from_channels",
     "linear_scan",
     "linear_to_channels",
+    "liquid_scan",
+    "liquid_step",
     "long_conv",
     "low_pass",
     "merge_attention",
