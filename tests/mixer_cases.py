@@ -13,5 +13,6 @@ _MODULES = [
 CASES: Cases = {name: build for module in _MODULES for name, build in module.CASES.items()}
 FINITE_STATE: set[str] = {name for module in _MODULES for name in getattr(module, "FINITE_STATE", ())}
 LEARNERS: Learners = {name: build for module in _MODULES for name, build in module.LEARNERS.items()}
+DETECTORS: Learners = {name: build for module in _MODULES for name, build in getattr(module, "DETECTORS", {}).items()}
 
-__all__ = ["CASES", "FINITE_STATE", "LEARNERS", "WIDTH"]
+__all__ = ["CASES", "DETECTORS", "FINITE_STATE", "LEARNERS", "WIDTH"]

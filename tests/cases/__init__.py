@@ -5,7 +5,9 @@ A module defines
     CASES           name -> builds a mixer of width WIDTH; every option of its constructor is set to each of its choices
                     in some case, which test_mixers.py finds out from the signatures
     FINITE_STATE    names of the cases whose state does not grow with what was read; left out if there are none
-    LEARNERS        class name -> builds a mixer of a given width that test_learning.py trains; one for every class
+    LEARNERS        class name -> builds a mixer of a given width that test_learning.py trains to repeat the past
+    DETECTORS       the same for mixers that know no positions, which it trains to say what was there; left out if there
+                    are none.  Every class is in LEARNERS or DETECTORS
 
 Lengths in the tests reach 40; options should be smaller than that where they can be, so that they bite.
 """

@@ -76,8 +76,11 @@ CASES: Cases = {
 
 FINITE_STATE = {"linear-transformer"} | {name for name in CASES if name.startswith("performer")}
 
-LEARNERS: Learners = {}
+LEARNERS: Learners = {
+    "Synthesizer": lambda width: Synthesizer(width, max_length=24, n_heads=2),
+}
 DETECTORS: Learners = {
     "LinearTransformer": lambda width: LinearTransformer(width, n_heads=2),
+    "Linformer": lambda width: Linformer(width, max_length=24, rank=8, n_heads=2),
     "Performer": lambda width: Performer(width, n_heads=2),
 }
