@@ -21,6 +21,7 @@ from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.s5 import S5, S5Options
 from longreach.mixers.sgconv import SGConv, SGConvOptions
+from longreach.mixers.striped_hyena import StripedHyena
 from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "SGConvOptions",
     "SequenceMixer",
     "State",
+    "StripedHyena",
     "Synthesizer",
     "SynthesizerScores",
     "map_state",
