@@ -136,6 +136,10 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         _memory(device),
     ),
     "linear_attention": lambda device: _attention_call(device)[:3],
+    "dense_conv": lambda device: (
+        _signal(device)[:, :STATE],
+        torch.zeros(STATE, STATE, LENGTH, device=device, requires_grad=True),
+    ),
     "linear_cross_entropy": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
         torch.zeros(VOCABULARY, WIDTH, device=device, requires_grad=True),

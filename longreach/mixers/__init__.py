@@ -2,11 +2,13 @@
 
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
+from longreach.mixers.ckconv import CKConv
 from longreach.mixers.dss import DSS, DSSOptions
 from longreach.mixers.gss import GSS
 from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
+from longreach.mixers.kernel_network import KernelOptions
 from longreach.mixers.linear_transformer import LinearTransformer
 from longreach.mixers.linformer import Linformer
 from longreach.mixers.liquid_s4 import LiquidS4
@@ -35,10 +37,12 @@ __all__ = [
     "S4D",
     "S5",
     "Attention",
+    "CKConv",
     "DSSOptions",
     "FilterOptions",
     "H3Options",
     "Hyena",
+    "KernelOptions",
     "LinearTransformer",
     "Linformer",
     "LiquidS4",

@@ -10,10 +10,12 @@ Axes: b batch, l length, d channels, r directions (past first), k taps.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
+from torch.nn.functional import pad
 
 from longreach.mixers.base import SequenceMixer
 from longreach.ops.long_conv import long_conv
@@ -73,3 +75,10 @@ class Convolution(SequenceMixer[OnlineConvState]):
         u = x.mT
         y, state = online_conv_prefill(u, state, lambda count: self.kernels(count)[0], self.taps)
         return (y if self.skip is None else y + self.skip[:, None] * u).mT.to(x.dtype), state
+
+
+def weigh_neighbours(x: Inexact[Tensor, "*r k"], weights: Sequence[float]) -> Inexact[Tensor, "*r k"]:
+    """sum_i weights[i] x[.. + i - half] over the last axis, an odd number of weights; there are zeros outside."""
+    half, length = len(weights) // 2, x.shape[-1]
+    padded = pad(x, (half, half))
+    return sum((weight * padded[..., i : i + length] for i, weight in enumerate(weights)), torch.zeros_like(x))

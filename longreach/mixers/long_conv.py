@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
-from longreach.mixers.convolution import Convolution
+from longreach.mixers.convolution import Convolution, weigh_neighbours
 
 
 class LongConv(Convolution):
@@ -95,7 +95,7 @@ def decays(d_model: int, length: int) -> Float[Tensor, "{d_model} {length}"]:
 
 def moving_average(kernel: Float[Tensor, "*r k"], width: int) -> Float[Tensor, "*r k"]:
     """The mean over `width` neighbours, where those outside of the kernel count as zeros."""
-    return _weigh_neighbours(kernel, [1 / width] * width)
+    return weigh_neighbours(kernel, [1 / width] * width)
 
 
 def smooth_spectrum(kernel: Float[Tensor, "*r k"], width: int) -> Float[Tensor, "*r k"]:
@@ -104,12 +104,5 @@ def smooth_spectrum(kernel: Float[Tensor, "*r k"], width: int) -> Float[Tensor, 
     The weights are those of a Gaussian, and do not add up to one (about 2.5 for a width of 7), as published.
     """
     weights = torch.exp(-0.5 * (torch.arange(width, dtype=torch.float64) - width // 2) ** 2).tolist()
-    spectrum = _weigh_neighbours(torch.fft.rfft(kernel), weights)
+    spectrum = weigh_neighbours(torch.fft.rfft(kernel), weights)
     return torch.fft.irfft(spectrum, n=kernel.shape[-1])
-
-
-def _weigh_neighbours(x: Tensor, weights: list[float]) -> Tensor:
-    """sum_i weights[i] x[f + i - half] over the last axis, zeros outside."""
-    half, length = len(weights) // 2, x.shape[-1]
-    padded = F.pad(x, (half, half))
-    return sum((weight * padded[..., i : i + length] for i, weight in enumerate(weights)), torch.zeros_like(x))

@@ -5,6 +5,7 @@ from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
 from longreach.ops.cross_entropy import linear_cross_entropy
+from longreach.ops.dense_conv import dense_conv
 from longreach.ops.delta_rule import delta_rule
 from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear_attention import linear_attention
@@ -35,6 +36,7 @@ __all__ = [
     "block_attention",
     "delta_rule",
     "gated_linear_attention",
+    "dense_conv",
     "init_online_conv",
     "init_wkv",
     "linear_attention",
