@@ -23,6 +23,7 @@ from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.s5 import S5, S5Options
 from longreach.mixers.sgconv import SGConv, SGConvOptions
+from longreach.mixers.sparse_attention import SparseAttention, SparseOptions
 from longreach.mixers.striped_hyena import StripedHyena
 from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
 
@@ -57,6 +58,8 @@ __all__ = [
     "SGConv",
     "SGConvOptions",
     "SequenceMixer",
+    "SparseAttention",
+    "SparseOptions",
     "State",
     "StripedHyena",
     "Synthesizer",

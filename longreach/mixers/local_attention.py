@@ -2,9 +2,10 @@
 (Parmar et al. 2018, https://arxiv.org/abs/1802.05751; as a baseline: Tay et al. 2020, https://arxiv.org/abs/2011.04006).
 
     q, k, v = split(x W_qkv)
-    y_i     = sum_j softmax_j(q_i . k_j / sqrt(e)) v_j W_out        |i // w - j // w| <= r, and j <= i if causal
+    y_i     = sum_j softmax_j(rotary(q_i) . rotary(k_j) / sqrt(e)) v_j W_out
 
-with blocks of w = `block_size` and r = `n_neighbours`.  Positions count the real positions of a row.
+over the j with |i // w - j // w| <= r, and j <= i if causal; w = `block_size`, r = `n_neighbours`.  Positions count
+the real positions of a row.
 
 Training costs O(l w (1 + 2 r)) time and O(l) memory.  Decoding keeps the blocks that can still be seen.
 
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.mixers.pattern_attention import PatternAttention
+from longreach.mixers.pattern_attention import PatternAttention, Position
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.block_attention import band_of_blocks, block_attention
 
@@ -30,6 +31,7 @@ class LocalAttention(PatternAttention):
         block_size: number of positions in a block.
         n_neighbours: how many blocks before its own, and after it without `causal`, a position sees too; with 0, as
             published, blocks never learn of each other.
+        position: how positions enter, by rotation or not at all (as published; the model adds them to its input).
         causal: whether a position sees only itself and what came before it.
         bias: whether the two projections have biases.
     """
@@ -42,10 +44,11 @@ class LocalAttention(PatternAttention):
         head_dim: int | None = None,
         block_size: int = 64,
         n_neighbours: int = 0,
+        position: Position = "rotary",
         causal: bool = True,
         bias: bool = False,
     ) -> None:
-        super().__init__(d_model, n_heads=n_heads, head_dim=head_dim, causal=causal, bias=bias)
+        super().__init__(d_model, n_heads=n_heads, head_dim=head_dim, position=position, causal=causal, bias=bias)
         if block_size < 1 or n_neighbours < 0:
             raise InputError(f"{block_size=} must be at least 1, {n_neighbours=} at least 0")
         self.block_size, self.n_neighbours = block_size, n_neighbours

@@ -1,6 +1,6 @@
 """What attention over a pattern of positions has in common: projections, heads, and the three views of a causal one.
 
-    q, k, v = split(x W_qkv)        y = attention(q, k, v where the pattern lets i see j) W_out
+    q, k, v = split(x W_qkv)        y = attention(rotary(q), rotary(k), v where the pattern lets i see j) W_out
 
 A pattern is a rule on positions, which count the real positions of a row from 0.  A subclass states it twice: fast, for
 whole sequences (`_mix`, by longreach.ops.block_attention), and pair by pair (`_visible`), for the few queries at a time
@@ -10,6 +10,7 @@ Axes: b batch, l length, d model width, h heads, e head width, m keys.
 """
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +27,10 @@ from longreach.ops.key_value_cache import (
     next_positions,
     parts,
 )
+from longreach.ops.rotary import rotary
 
+Position = Literal["rotary", "none"]
+"""How positions enter the scores: turned into queries and keys, or not at all."""
 PIECE = 128
 """How many new positions at a time attend to a cache."""
 FEW = 16
@@ -39,13 +43,25 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
     reach: int | None = None
     """How many of the newest positions the next one may see, if there is a limit: older ones leave the cache."""
 
-    def __init__(self, d_model: int, *, n_heads: int, head_dim: int | None, causal: bool, bias: bool) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_heads: int,
+        head_dim: int | None,
+        position: Position,
+        causal: bool,
+        bias: bool,
+    ) -> None:
         super().__init__(d_model, causal=causal)
         if n_heads < 1 or (head_dim is None and d_model % n_heads) or (head_dim is not None and head_dim < 1):
             raise InputError(
                 f"n_heads={n_heads} must divide d_model={d_model} unless head_dim={head_dim} sets the width of heads"
             )
         self.n_heads, self.head_dim = n_heads, d_model // n_heads if head_dim is None else head_dim
+        if position == "rotary" and self.head_dim % 2:
+            raise InputError(f"rotary positions turn pairs, so heads must have an even width, not {self.head_dim}")
+        self.position = position
         self.qkv = nn.Linear(d_model, 3 * n_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
 
@@ -101,18 +117,22 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
     def _project(
         self, x: Float[Tensor, "b l d"], position: Int[Tensor, "#b l"]
     ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"], Float[Tensor, "b h l f"]]:
-        """Queries, keys and values of what stands at `position`."""
+        """Queries, keys and values of what stands at `position`, the first two turned to it."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return query, key, value
+        return self._turn(query, position), self._turn(key, position), value
+
+    def _turn(self, x: Float[Tensor, "b h l e"], position: Int[Tensor, "#b l"]) -> Float[Tensor, "b h l e"]:
+        """Queries or keys with their positions in them."""
+        return rotary(x, position.expand(len(x), -1)) if self.position == "rotary" else x
 
     def _merge(self, y: Float[Tensor, "b h l f"], position: Int[Tensor, "#b l"]) -> Float[Tensor, "b l d"]:
         """Join the heads of what stands at `position`."""
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def _mix_anywhere(self, whole: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    def _mix_anywhere(self, whole: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """`_mix`, wherever the padding lies."""
         if mask is None:
-            return self._mix(*whole, None)
+            return self._mix(*whole, mask)
         order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)  # what is real comes first
         query, key, value = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in whole)
         y = self._mix(query, key, value, mask.gather(1, order))

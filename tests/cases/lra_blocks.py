@@ -1,14 +1,27 @@
 """Attention over patterns of blocks in the configurations in which it is tested."""
 
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import LocalAttention
+from longreach.mixers import LocalAttention, SparseAttention, SparseOptions
 
 CASES: Cases = {
     "local": lambda: LocalAttention(WIDTH, n_heads=2, block_size=5),
-    "local-neighbours": lambda: LocalAttention(WIDTH, head_dim=3, block_size=4, n_neighbours=2, bias=True),
+    "local-neighbours": lambda: LocalAttention(
+        WIDTH, head_dim=3, block_size=4, n_neighbours=2, position="none", bias=True
+    ),
     "local-bidirectional": lambda: LocalAttention(WIDTH, n_heads=2, block_size=12, n_neighbours=1, causal=False),
+    "sparse-fixed": lambda: SparseAttention(WIDTH, n_heads=2, stride=5, options=SparseOptions(n_summary=2)),
+    "sparse-strided": lambda: SparseAttention(
+        WIDTH, head_dim=3, pattern="strided", stride=4, position="none", bias=True
+    ),
+    "sparse-strided-window": lambda: SparseAttention(
+        WIDTH, n_heads=2, pattern="strided", stride=3, options=SparseOptions(window=5)
+    ),
+    "sparse-class-token": lambda: SparseAttention(
+        WIDTH, n_heads=2, stride=4, options=SparseOptions(n_summary=1, summarise_first=True, class_token=True)
+    ),
 }
 
 LEARNERS: Learners = {
     "LocalAttention": lambda width: LocalAttention(width, n_heads=2, block_size=8, n_neighbours=1),
+    "SparseAttention": lambda width: SparseAttention(width, n_heads=2, stride=6, options=SparseOptions(n_summary=2)),
 }

@@ -4,14 +4,16 @@ The files do not say how wide the model is.  Nothing depends on it but the shape
 ours is built as wide as all heads together.
 """
 
+import re
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from adapters import Declined, Published, Tensors
 from adapters.lra import Table, merging, output_at_real_positions, projection, real_positions
-from longreach.mixers import Attention, LocalAttention
+from longreach.mixers import Attention, LocalAttention, SparseAttention, SparseOptions
 
 
 def projected(theirs: Tensors) -> dict[str, Tensor]:
@@ -19,17 +21,20 @@ def projected(theirs: Tensors) -> dict[str, Tensor]:
     return {"qkv.weight": projection(theirs, "query", "key", "value"), "out.weight": merging(theirs)}
 
 
+def heads(config: dict[str, Any]) -> dict[str, Any]:
+    """What all of our mixers are told."""
+    return {"d_model": config["qkv_features"], "n_heads": config["num_heads"], "position": "none"}
+
+
 def full(config: dict[str, Any], metadata: dict[str, str]) -> Published:
     """Flax's SelfAttention."""
-    mixer = Attention(config["qkv_features"], n_heads=config["num_heads"], position="none", causal=False)
+    mixer = Attention(**heads(config), causal=False)
     return Published(mixer, projected, output_at_real_positions)
 
 
 def local(config: dict[str, Any], metadata: dict[str, str]) -> Published:
     """Attention within contiguous blocks, as the paper describes it."""
-    mixer = LocalAttention(
-        config["qkv_features"], n_heads=config["num_heads"], block_size=config["block_size"], causal=False
-    )
+    mixer = LocalAttention(**heads(config), block_size=config["block_size"], causal=False)
     return Published(mixer, projected, output_at_real_positions)
 
 
@@ -54,8 +59,52 @@ def regroup(x: Tensor, size: int) -> Tensor:
     return x.unflatten(1, (size, -1)).transpose(1, 2).flatten(1, 2)
 
 
+UNLIMITED = 2**30
+"""A stride or a window that no sequence is as long as."""
+
+
+def sparse(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:
+    """A union of the published patterns, written as "Name(block 4, c 2) | Name(...)"."""
+    patterns = {
+        name: [int(number) for number in re.findall(r"\d+", sizes)]
+        for name, sizes in re.findall(r"(Fixed1|Fixed2|Local|Strided|All)(?:Pattern)?(\([^)]*\))?", config["patterns"])
+    }
+    names, token = set(patterns), config.get("use_cls_token", False)
+    if names <= {"Fixed1", "Fixed2"} and "Fixed1" in names:
+        block, *other = patterns["Fixed1"]
+        _, n_summary = patterns.get("Fixed2", (block, 0))
+        if other or patterns.get("Fixed2", [block])[0] != block:
+            return Declined("blocks of two sizes: a scheme has one")
+        options = SparseOptions(n_summary=n_summary, summarise_first="Fixed2" in names, class_token=token)
+        mixer = SparseAttention(**heads(config), stride=block, options=options)
+    elif names <= {"Local", "Strided"} or names == {"All"}:
+        (window,) = patterns.get("Local", [1 if "Strided" in names else UNLIMITED])
+        (stride,) = patterns.get("Strided", [UNLIMITED])
+        options = SparseOptions(window=window, class_token=token)
+        mixer = SparseAttention(**heads(config), pattern="strided", stride=stride, options=options)
+    else:
+        return Declined(f"{config['patterns']}: a mixture of two schemes, or the second half of one")
+
+    def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
+        results = output_at_real_positions(mixer, tensors)
+        if "sparse_mask" in tensors:
+            results["sparse_mask"] = pattern_of(mixer, tensors["sparse_mask"].shape[-1]).to(
+                tensors["sparse_mask"].dtype
+            )
+        return results
+
+    return Published(mixer, projected, run)
+
+
+def pattern_of(mixer: SparseAttention, length: int) -> Tensor:
+    """Who sees whom, (1, 1, l, l)."""
+    position = torch.arange(length)
+    return (mixer._visible(position[None, :, None], position[None, None]) & (position[:, None] >= position))[None]
+
+
 TABLE: Table = {
     "SelfAttention": full,
     "block-local attention": local,
     "LocalAttention": strided,
+    "SparseAttention": sparse,
 }
