@@ -126,10 +126,23 @@ def _block_attention_call(device: torch.device) -> tuple[Any, ...]:
     return (*_attention_call(device)[:3], band_of_blocks(LENGTH // STATE, 1, device=device), STATE)
 
 
+def _dplr_call(device: torch.device) -> tuple[Any, ...]:
+    from longreach.ops.dplr import DPLRSystem
+
+    modes, some = _ratio(device), _ratio(device)[None]
+    return DPLRSystem(modes, some, some, modes, some), LENGTH
+
+
 TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "attention": _attention_call,
     "block_attention": _block_attention_call,
+    "cauchy": lambda device: (
+        _ratio(device)[None],
+        torch.ones(LENGTH, dtype=torch.complex64, device=device),
+        _ratio(device),
+    ),
     "delta_rule": lambda device: (*[_heads(device)] * 6, _memory(device)),
+    "dplr_kernel": _dplr_call,
     "gated_linear_attention": lambda device: (
         *[_heads(device)] * 4,
         torch.zeros(HEADS, WIDTH // HEADS, device=device),

@@ -6,14 +6,18 @@ from longreach.hippo.discretise import (
     Discretisation,
     MatrixDiscretisation,
     discretise,
+    discretise_dplr,
     discretise_matrix,
     generalised_bilinear,
 )
+from longreach.hippo.dplr import DPLRParts, DPLRStart, dplr_system
 from longreach.hippo.measures import Laguerre, Measure, low_rank, transition
 from longreach.hippo.normal import NormalForm, diagonalise, normal_form
 from longreach.hippo.projection import project, project_scaled
 
 __all__ = [
+    "DPLRParts",
+    "DPLRStart",
     "DiagonalInit",
     "DiagonalSystem",
     "Discretisation",
@@ -26,7 +30,9 @@ __all__ = [
     "diagonal_system",
     "diagonalise",
     "discretise",
+    "discretise_dplr",
     "discretise_matrix",
+    "dplr_system",
     "generalised_bilinear",
     "low_rank",
     "normal_form",

@@ -89,7 +89,7 @@ def _single(spectrum: Single, d_state: int, copies: int, init: DiagonalInit) -> 
     """Copies of one system."""
     if spectrum == "fourier":
         form = normal_form("fourier", d_state)
-        return DiagonalSystem(form.W.repeat(copies, 1), _clip(form.B).repeat(copies, 1) * init.B_scale)
+        return DiagonalSystem(form.W.repeat(copies, 1), clip_input(form.B).repeat(copies, 1) * init.B_scale)
     A = torch.complex(-init.real_scale * _decay(spectrum, d_state, copies, init),
                       -init.imag_scale * _frequency(spectrum, d_state, copies, init))  # fmt: skip
     B = init.B_scale * _input(spectrum, d_state, copies, init)
@@ -127,7 +127,7 @@ def _frequency(spectrum: Single, d_state: int, copies: int, init: DiagonalInit) 
 def _input(spectrum: Single, d_state: int, copies: int, init: DiagonalInit) -> Complex128[Tensor, "s n"]:
     n = torch.arange(d_state // 2, dtype=torch.float64)
     if spectrum == "legs" or init.B == "legs":
-        B = _clip(normal_form("legs", d_state).B)
+        B = clip_input(normal_form("legs", d_state).B)
     elif init.B == "random":
         return torch.randn(copies, d_state // 2, dtype=torch.complex128)
     elif init.B == "constant":
@@ -140,5 +140,6 @@ def _input(spectrum: Single, d_state: int, copies: int, init: DiagonalInit) -> C
     return B.to(torch.complex128).repeat(copies, 1)
 
 
-def _clip(B: Tensor) -> Tensor:
+def clip_input(B: Complex128[Tensor, "..."]) -> Complex128[Tensor, "..."]:
+    """B with its imaginary part clipped, as published; depends on the phases of the eigenvectors."""
     return torch.complex(B.real, B.imag.clamp(-B_CLIP, B_CLIP))

@@ -5,10 +5,11 @@
     forward   Euler's rule                         abar = 1 + dt A                         bbar = dt B
     backward  Euler's implicit rule                abar = (1 - dt A)^-1                    bbar = dt (1 - dt A)^-1 B
 
-The last three are the generalised bilinear rule with weight 1/2, 0 and 1.  Diagonal systems take the first two.
+The last three are the generalised bilinear rule with weight 1/2, 0 and 1.  Diagonal systems take the first two, and
+diagonal-plus-low-rank ones the bilinear rule, which keeps them what they are.
 (HiPPO, https://arxiv.org/abs/2008.07669; S4, https://arxiv.org/abs/2111.00396; S4D, https://arxiv.org/abs/2206.11893)
 
-Axes: n states, ... any batch axes.
+Axes: n states or modes, d channels, r rank, c outputs, ... any batch axes.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+
+from longreach import ops
 
 Discretisation = Literal["zoh", "bilinear"]
 MatrixDiscretisation = Literal["zoh", "bilinear", "forward", "backward"]
@@ -67,3 +70,24 @@ def generalised_bilinear(
     known = torch.cat([unit + (1 - weight) * dt * A, (dt * B).mT], dim=-1)
     solved = torch.linalg.solve(unit - weight * dt * A, known)
     return SampledMatrix(solved[..., :-1], solved[..., -1])
+
+
+def discretise_dplr(
+    A: Complex[Tensor, "d n"],
+    P: Complex[Tensor, "r d n"],
+    B: Complex[Tensor, "d n"],
+    C: Complex[Tensor, "c d n"],
+    dt: Float[Tensor, "d #n"],
+) -> ops.DPLRSystem:
+    """The bilinear rule for the matrix diag(A) - sum_r P_r P_r^*, closed under conjugation; O(d n r^2 + d r^3).
+
+    With L = 2 / dt and D = 1 / (L - A), Woodbury's identity gives (L - A + P P^*)^-1 = D - D P (1 + P^* D P)^-1 P^* D,
+    and abar is 2 (L - A + P P^*)^-1 L - 1.  (S4, https://arxiv.org/abs/2111.00396, lemma C.4.)
+    """
+    D = (dt / 2) / (1 - A * dt / 2)
+    loop = 2 * torch.einsum("rdn,dn,sdn->drs", P.conj(), D, P).real
+    loop = loop + torch.eye(len(P), dtype=loop.dtype, device=loop.device)
+    left = torch.linalg.solve(loop.mT.to(P.dtype), 2 * (D * P).transpose(0, 1)).transpose(0, 1)
+    seen = 2 * torch.einsum("rdn,dn,dn->rd", P.conj(), D, B).real
+    bbar = 2 * D * B - torch.einsum("rdn,rd->dn", left, seen.to(left.dtype))
+    return ops.DPLRSystem((1 + A * dt / 2) / (1 - A * dt / 2), left, P.conj() * D * 2 / dt, bbar, C)

@@ -5,6 +5,7 @@
 The published kernels of S4 and S4D (https://arxiv.org/abs/2206.11893, section 4) offer them for dt, -Re A and -Im A.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -45,3 +46,22 @@ def inverse_transform(value: Float64[Tensor, "..."], transform: Transform, optio
     if not parameter.is_meta and not parameter.isfinite().all():
         raise InputError(f"{option}={transform!r} cannot give {value.max():.3g}; use exp or softplus")
     return parameter.float()
+
+
+def start_time_steps(
+    shape: tuple[int, int], dt_min: float, dt_max: float, transform: Transform, fast: bool
+) -> Float32[Tensor, "d n"]:
+    """The parameter of time steps that are log-uniform between the two; see `time_steps`.
+
+    Raises InputError unless 0 < dt_min <= dt_max.
+    """
+    if not 0 < dt_min <= dt_max:
+        raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
+    log_dt = torch.empty(shape).uniform_(math.log(dt_min), math.log(dt_max))
+    parameter = inverse_transform(log_dt.double().exp(), transform, "dt_transform")
+    return parameter.asinh() if fast else parameter
+
+
+def time_steps(parameter: Float[Tensor, "d n"], transform: Transform, fast: bool) -> Float[Tensor, "d n"]:
+    """Time steps from their parameter; if `fast`, that is asinh of what `transform` reads (gradients grow with dt)."""
+    return TRANSFORMS[transform](parameter.sinh() if fast else parameter)

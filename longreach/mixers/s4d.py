@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, Spectrum, diagonal_system, discretise
-from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform
+from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform, start_time_steps, time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
@@ -110,22 +110,19 @@ class S4D(SequenceMixer[S4DState]):
         self.n_ssm = d_model if n_ssm is None else n_ssm
         self.discretisation: Discretisation = discretisation
         self.options = options
-        self._check(init, dt_min, dt_max)
+        self._check(init)
         self.taps = options.taps
         self._initialise_system(init, d_state, init_options)
         modes = self.A_real.shape[1]
-        log_dt = torch.empty(d_model, 1 if options.dt_tied else modes).uniform_(math.log(dt_min), math.log(dt_max))
-        inv_dt = inverse_transform(log_dt.double().exp(), options.dt_transform, "dt_transform")
-        self.inv_dt = nn.Parameter(inv_dt.asinh() if options.dt_fast else inv_dt)
+        shape = d_model, 1 if options.dt_tied else modes
+        self.inv_dt = nn.Parameter(start_time_steps(shape, dt_min, dt_max, options.dt_transform, options.dt_fast))
         C = torch.randn(2 if bidirectional else 1, d_model, modes, dtype=torch.complex64)  # variance 1/2 a part
         self.C = self._store(C)
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def _check(self, init: Spectrum, dt_min: float, dt_max: float) -> None:
+    def _check(self, init: Spectrum) -> None:
         if self.n_ssm < 1 or self.d_model % self.n_ssm:
             raise InputError(f"n_ssm={self.n_ssm} must divide d_model={self.d_model}")
-        if not 0 < dt_min <= dt_max:
-            raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
         if self.options.rate <= 0:
             raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
         if self.options.taps is not None and self.options.taps < 1:
@@ -157,8 +154,7 @@ class S4D(SequenceMixer[S4DState]):
     def _system(self) -> tuple[Complex[Tensor, "d n"], Complex[Tensor, "d n"], Complex[Tensor, "r d n"]]:
         """The sampled system: log abar, bbar and C."""
         options, copies = self.options, self.d_model // self.n_ssm
-        inv_dt = self.inv_dt.sinh() if options.dt_fast else self.inv_dt
-        dt = TRANSFORMS[options.dt_transform](inv_dt) * options.rate  # (d, 1) or (d, n)
+        dt = time_steps(self.inv_dt, options.dt_transform, options.dt_fast) * options.rate  # (d, 1) or (d, n)
         decay = TRANSFORMS[options.real_transform](self.A_real)
         frequency = torch.zeros_like(decay) if options.real else TRANSFORMS[options.imag_transform](self.A_imag)
         A = torch.complex(-decay, -frequency).repeat(copies, 1)
@@ -201,12 +197,11 @@ class S4D(SequenceMixer[S4DState]):
             raise self._no_recurrent_view()
         system = self._causal_system()
         u = x.to(state.window.dtype)
-        y, modes = ops.modal_step(u, state.modes, system)
-        window = state.window
-        if self.taps is not None:  # what leaves the window is forgotten
-            leaving = (system.log_abar * self.taps).exp() * system.bbar * window[..., :1]
-            y, modes = y - 2 * (system.C * leaving).real.sum(-1), modes - leaving
-            window = torch.cat([window[..., 1:], u[..., None]], dim=-1)
+        if self.taps is None:
+            y, modes = ops.modal_step(u, state.modes, system)
+            window = state.window
+        else:
+            y, modes, window = ops.modal_window_step(u, state.modes, state.window, system)
         return (y + self.D * u).to(x.dtype), S4DState(modes, window)
 
     def prefill(
@@ -215,32 +210,10 @@ class S4D(SequenceMixer[S4DState]):
         """The convolution of the chunk, plus the free decay of what the state already held: O(d (l log l + n l))."""
         if not self.causal:
             raise self._no_recurrent_view()
-        if self.taps is not None:
-            return self._prefill_window(x, state, mask)
-        u = x.mT
-        y, modes = ops.modal_prefill(u, state.modes, self._causal_system(), mask)
-        return (y + self.D[:, None] * u).mT.to(x.dtype), S4DState(modes, state.window)
-
-    def _prefill_window(
-        self, x: Float[Tensor, "b l d"], state: S4DState, mask: Bool[Tensor, "b l"] | None
-    ) -> tuple[Float[Tensor, "b l d"], S4DState]:
-        """The same for a kernel of few taps, to which all that matters of the past is the window."""
-        taps, (b, length, _) = state.window.shape[-1], x.shape
-        order = None if mask is None else ops.padding_first(mask)
-        u = x if mask is None else _reorder(x.masked_fill(~mask[..., None], 0), order)
-        joined = torch.cat([state.window, u.mT.to(state.window.dtype)], dim=-1)
-        if mask is not None:  # move the window behind the padding
-            padding = (~mask).sum(1)[:, None]
-            position = torch.arange(taps + length, device=x.device).expand(b, -1)
-            source = torch.where(position < padding + taps, position - padding, position)
-            joined = joined.gather(-1, source.clamp(min=0)[:, None].expand_as(joined))
-        system = self._causal_system()
-        window = joined[..., length:].clone()  # not a view, which would keep all that was read
-        modes = system.bbar * ops.vandermonde_adjoint(window, system.log_abar)
-        y = self._convolve(joined)[..., taps:].mT
-        return (y if order is None else _reorder(y, order.argsort(dim=1))).to(x.dtype), S4DState(modes, window)
-
-
-def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
-    """The positions of `x` (b, l, d) in this order."""
-    return x if order is None else x.gather(1, order[..., None].expand_as(x))
+        u, system = x.mT, self._causal_system()
+        if self.taps is None:
+            y, modes = ops.modal_prefill(u, state.modes, system, mask)
+            window = state.window
+        else:
+            y, modes, window = ops.modal_window_prefill(u, state.window, system, mask)
+        return (y + self.D[:, None] * u).mT.to(x.dtype), S4DState(modes, window)

@@ -4,9 +4,11 @@ from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
+from longreach.ops.cauchy import cauchy
 from longreach.ops.cross_entropy import linear_cross_entropy
-from longreach.ops.dense_conv import dense_conv
 from longreach.ops.delta_rule import delta_rule
+from longreach.ops.dense_conv import dense_conv
+from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step
 from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear_attention import linear_attention
 from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
@@ -27,6 +29,7 @@ __all__ = [
     "OPS",
     "AttentionMask",
     "BackendError",
+    "DPLRSystem",
     "ModalSystem",
     "OnlineConvState",
     "RisingModes",
@@ -34,9 +37,13 @@ __all__ = [
     "attention",
     "band_of_blocks",
     "block_attention",
+    "cauchy",
     "delta_rule",
-    "gated_linear_attention",
     "dense_conv",
+    "dplr_kernel",
+    "dplr_prefill",
+    "dplr_step",
+    "gated_linear_attention",
     "init_online_conv",
     "init_wkv",
     "linear_attention",
