@@ -2,12 +2,12 @@
 
 Every channel is a diagonal state-space model as in S4D whose transition the input moves too:
 
-    s_k = (abar + bbar u_k) s_{k-1} + bbar u_k         abar, bbar from A = -exp(A_real) + i A_imag, B and dt = exp(log_dt)
-    y_k = 2 Re(C s_k) + D u_k                          by longreach.hippo.discretise
+    s_k = (abar + bbar u_k) s_{k-1} + bbar u_k       A = -exp(A_real) + i A_imag and B, sampled with dt = exp(log_dt)
+    y_k = 2 Re(C s_k) + D u_k                        by longreach.hippo.discretise
 
-Products are elementwise; modes come in conjugate pairs, of which one is kept.  Sorted by degree in the input, s is a sum
-z_1 + z_2 + ..: z_1 is S4D, z_2 correlates pairs of inputs.  `order` is where the sum ends, which is exact, causal and
-always stable (longreach.ops.liquid_scan); None is the recurrence itself, stable while |abar + bbar u| < 1.
+Products are elementwise; modes come in conjugate pairs, of which one is kept.  Sorted by degree in the input, s is a
+sum z_1 + z_2 + ..: z_1 is S4D, z_2 correlates pairs of inputs.  `order` is where the sum ends, which is exact, causal
+and always stable (longreach.ops.liquid_scan); None is the recurrence itself, stable while |abar + bbar u| < 1.
 
 A second C makes the mixer bidirectional: its recurrence runs from the end, and is read from the next position on.
 
