@@ -96,7 +96,7 @@ def read_published(
     merged, problems = layout.merge(_config(file) if config is None else config, layout.infer(shapes))
     _refuse(file, problems)
     model = layout.build(merged, variant)
-    rules = layout.rules(model, variant)
+    rules = layout.rules(model, variant, merged)
     _refuse(file, _differences(rules, tensors, layout.tied(shapes), lambda name: layout.ignored(name, merged)))
     _fill(model, assemble(rules, tensors))
     return PublishedCheckpoint(model, name, variant, merged)

@@ -82,8 +82,8 @@ def build_h3(config: Config) -> H3:
     )
 
 
-def h3_rules(mixer: H3, *, fused: bool) -> list[Rule]:
-    """Where every tensor of a layer comes from; `fused` if it was trained with the fused kernel."""
+def h3_rules(mixer: H3, config: Config) -> list[Rule]:
+    """Where every tensor of a layer comes from."""
     d, taps = mixer.shift_B.shape
     (heads, modes), systems = mixer.C.shape[:2], len(mixer.A_real)
 
@@ -104,6 +104,11 @@ def h3_rules(mixer: H3, *, fused: bool) -> list[Rule]:
         Rule("B", "kernel.kernel.B", (systems, modes, 2)),
         Rule("C", "kernel.kernel.C", (1, heads, modes, 2), lambda C: C[0]),
         Rule("D", "D", (heads,)),
-        Rule("out.weight", "output_linear.weight", (d, d), (lambda weight: weight) if fused else by_head),
+        Rule(
+            "out.weight",
+            "output_linear.weight",
+            (d, d),
+            (lambda weight: weight) if config.get("use_fast_fftconv") else by_head,
+        ),
         Rule("out.bias", "output_linear.bias", (d,)),
     ]

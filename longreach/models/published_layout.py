@@ -69,8 +69,8 @@ class Layout(NamedTuple):
     """Published config, inferred options -> all of them, and the contradictions."""
     build: Callable[[Config, Any], Any]
     """Our model for a complete config."""
-    rules: Callable[[Any, Any], list[Rule]]
-    """Where every tensor of the model comes from."""
+    rules: Callable[[Any, Any, Config], list[Rule]]
+    """Model, variant, complete config -> where every tensor of the model comes from."""
     tied: Callable[[Shapes], dict[str, str]]
     """Names of tensors that are stored again -> the name that the rules read."""
     ignored: Callable[[str, Config], bool]

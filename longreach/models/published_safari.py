@@ -11,7 +11,7 @@ HazyResearch/H3 src/models/ssm_seq.py.
 """
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from longreach.errors import InputError
 from longreach.mixers.attention import Attention
@@ -25,16 +25,12 @@ from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published_h3 import build_h3, h3_rules
-from longreach.models.published_hyena import build_hyena, hyena_rules
+from longreach.models.published_hyena import Variant, build_hyena, hyena_rules
 from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown, same
 
 EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
 HEAD = "head.output_transform.weight"
-
-Variant = Literal["safari", "standalone", "fused"]
-"""Whose code: safari, H3 or hyena-dna's src; the standalone files; or H3 run with its fused kernel, which matters to
-heads that are wider than 1."""
 
 DEFAULTS: dict[str, Any] = {
     "layer": {},
@@ -143,7 +139,7 @@ def build(config: Config, variant: Variant) -> LanguageModel | Classifier:
     return Classifier(given["n_classes"], model) if given["use_head"] else model
 
 
-def rules(model: LanguageModel | Classifier, variant: Variant) -> list[Rule]:
+def rules(model: LanguageModel | Classifier, variant: Variant, config: Config) -> list[Rule]:
     """Where every tensor of a model comes from."""
     if isinstance(model, Classifier):
         d_model, n_classes = model.output.in_features, model.output.out_features
@@ -151,7 +147,7 @@ def rules(model: LanguageModel | Classifier, variant: Variant) -> list[Rule]:
             Rule("output.weight", HEAD, (n_classes, d_model)),
             Rule("output.bias", "head.output_transform.bias", (n_classes,)),
         ]
-        return head + [rule._replace(ours=f"encoder.{rule.ours}") for rule in rules(model.encoder, variant)]
+        return head + [rule._replace(ours=f"encoder.{rule.ours}") for rule in rules(model.encoder, variant, config)]
     backbone, where = model.backbone, "backbone"
     found = [Rule("embedding.weight", EMBEDDING, tuple(model.embedding.weight.shape))]
     if isinstance(backbone, LearnedPositions):
@@ -168,7 +164,9 @@ def rules(model: LanguageModel | Classifier, variant: Variant) -> list[Rule]:
         found += same(f"{ours}.channel_norm", f"{theirs}.norm2", block.channel_norm)
         found += same(f"{ours}.channel_mixer.up", f"{theirs}.mlp.fc1", block.channel_mixer.up)
         found += same(f"{ours}.channel_mixer.down", f"{theirs}.mlp.fc2", block.channel_mixer.down)
-        found += [rule.within(f"{ours}.mixer", f"{theirs}.mixer") for rule in _mixer_rules(block.mixer, variant)]
+        found += [
+            rule.within(f"{ours}.mixer", f"{theirs}.mixer") for rule in _mixer_rules(block.mixer, variant, config)
+        ]
     return found
 
 
@@ -201,7 +199,12 @@ def _padded(config: Config) -> int:
 
 def _mixer(config: Config, index: int, variant: Variant) -> SequenceMixer:
     if index not in (config["attn_layer_idx"] or []):
-        return _hyena(config, variant) if config["ssm_cfg"] is None else _h3(config, variant)
+        if config["ssm_cfg"] is not None:
+            return build_h3({"d_model": config["d_model"], **config["ssm_cfg"]})
+        layer = {"d_model": config["d_model"], **config["layer"]}
+        if "l_max" not in layer:
+            raise InputError("published config: layer.l_max, the length of the filters, is missing")
+        return build_hyena(layer, variant)
     attention = dict(config["attn_cfg"] or {})
     known = {"num_heads", "dropout", "rotary_emb_dim", *ATTENTION_ONLY, *ATTENTION_WITHOUT_EFFECT}
     refuse_unknown(attention, known, ATTENTION_ONLY, "attention")
@@ -221,30 +224,11 @@ def _mixer(config: Config, index: int, variant: Variant) -> SequenceMixer:
     )
 
 
-def _hyena(config: Config, variant: Variant) -> Hyena:
-    layer = {"d_model": config["d_model"], **config["layer"]}
-    if "l_max" not in layer:
-        raise InputError("published config: layer.l_max, the length of the filters, is missing")
-    if variant == "fused":
-        raise InputError("variant='fused' is one of H3; Hyena was published as 'safari' and 'standalone'")
-    return build_hyena(layer, variant)
-
-
-def _h3(config: Config, variant: Variant) -> H3:
-    mixer = build_h3({"d_model": config["d_model"], **config["ssm_cfg"]})
-    if mixer.head_dim > 1 and config["ssm_cfg"].get("use_fast_fftconv") and variant != "fused":
-        raise InputError(
-            f"ssm_cfg.use_fast_fftconv=True orders the values of heads of width {mixer.head_dim} in its own way; "
-            "give variant='fused' if the model was trained with it, or use_fast_fftconv=False if it was not"
-        )
-    return mixer
-
-
-def _mixer_rules(mixer: SequenceMixer, variant: Variant) -> list[Rule]:
+def _mixer_rules(mixer: SequenceMixer, variant: Variant, config: Config) -> list[Rule]:
     if isinstance(mixer, H3):
-        return h3_rules(mixer, fused=variant == "fused")
+        return h3_rules(mixer, config["ssm_cfg"])
     if isinstance(mixer, Hyena):
-        return hyena_rules(mixer, "standalone" if variant == "standalone" else "safari")
+        return hyena_rules(mixer, variant)
     assert isinstance(mixer, Attention)
     return same("qkv", "Wqkv", mixer.qkv) + same("out", "out_proj", mixer.out)
 

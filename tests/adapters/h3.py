@@ -143,7 +143,7 @@ def layer(config: dict[str, Any]) -> Published:
     parallel = build_h3({name: value for name, value in config.items() if name != "force_real"})
     recurrent = build_h3({n: v for n, v in config.items() if n not in ("l_max", "bandlimit", "force_real")})
     mixers = nn.ModuleDict({"parallel": parallel, "recurrent": recurrent})
-    rules = h3_rules(parallel, fused=config.get("use_fast_fftconv", False))
+    rules = h3_rules(parallel, config)
 
     def weights(theirs: Tensors) -> dict[str, Tensor]:
         ours = assemble(rules, theirs)

@@ -38,7 +38,7 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
             outputs.append(logits[:, None])
         return found | {"step_logits": torch.cat(outputs, dim=1)} | layers(model, before, state, tensors)
 
-    return Published(model, weights=lambda theirs: assemble(rules(model, "safari"), theirs), run=run)
+    return Published(model, weights=lambda theirs: assemble(rules(model, "safari", config), theirs), run=run)
 
 
 def layers(model: LanguageModel, before: Any, after: Any, tensors: Tensors) -> dict[str, Tensor]:

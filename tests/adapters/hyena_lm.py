@@ -37,7 +37,7 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
             unchecked[f"param/{prefix}.bias"] = "the published code multiplies it with zero"
     return Published(
         model,
-        weights=lambda theirs: apply(rules(model, variant), theirs),
+        weights=lambda theirs: apply(rules(model, variant, config), theirs),
         run=run,
         tied={
             f"{prefix}.implicit_filter.{2 * i + 1}.freq": f"{prefix}.implicit_filter.1.freq"
