@@ -14,6 +14,7 @@ from longreach.mixers.linformer import Linformer
 from longreach.mixers.liquid_s4 import LiquidS4
 from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
+from longreach.mixers.longformer import Longformer
 from longreach.mixers.performer import Performer, PerformerOptions
 from longreach.mixers.rwkv4 import RWKV4
 from longreach.mixers.rwkv5 import RWKV5
@@ -49,6 +50,7 @@ __all__ = [
     "LiquidS4",
     "LocalAttention",
     "LongConv",
+    "Longformer",
     "OptimHint",
     "Performer",
     "PerformerOptions",

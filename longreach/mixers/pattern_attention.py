@@ -62,6 +62,7 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
         if position == "rotary" and self.head_dim % 2:
             raise InputError(f"rotary positions turn pairs, so heads must have an even width, not {self.head_dim}")
         self.position = position
+        self.cached_dim = self.head_dim
         self.qkv = nn.Linear(d_model, 3 * n_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
 
@@ -88,7 +89,7 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
         """An empty key-value cache."""
         if not self.causal:
             raise self._no_recurrent_view()
-        empty = self.out.weight.new_zeros(batch_size, self.n_heads, 0, self.head_dim)
+        empty = self.out.weight.new_zeros(batch_size, self.n_heads, 0, self.cached_dim)
         return empty_cache(empty, empty)
 
     def step(self, x: Float[Tensor, "b d"], state: KeyValueCache) -> tuple[Float[Tensor, "b d"], KeyValueCache]:

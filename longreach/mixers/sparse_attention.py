@@ -21,13 +21,12 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.pattern_attention import PatternAttention, Position
 from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
-from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
+from longreach.ops.block_attention import band_of_blocks, block_attention, columns, merge_attention, rows
 
 COLUMN_BLOCK = 64
 """Queries in a block where every s-th position attends to its like."""
@@ -105,10 +104,11 @@ class SparseAttention(PatternAttention):
         token = attention(query[:, :, :1], key, value, AttentionMask(key_mask=mask))
         if query.shape[2] == 1:
             return token
-        rest = [x[:, :, 1:] for x in (query, key, value)]
-        every = torch.zeros(1, 1, -(-rest[0].shape[2] // self.stride), 1, dtype=torch.int64, device=query.device)
-        to_token = block_attention(rest[0], key[:, :, :1], value[:, :, :1], every, self.stride, key_block_size=1)
-        sets = self._sets(*rest, None if mask is None else mask[:, 1:])
+        first_key, first_value = key[:, :, :1], value[:, :, :1]
+        query, key, value = query[:, :, 1:], key[:, :, 1:], value[:, :, 1:]
+        every = torch.zeros(1, 1, -(-query.shape[2] // self.stride), 1, dtype=torch.int64, device=query.device)
+        to_token = block_attention(query, first_key, first_value, every, self.stride, key_block_size=1)
+        sets = self._sets(query, key, value, None if mask is None else mask[:, 1:])
         return torch.cat([token, merge_attention(*sets, to_token)[0]], dim=2)
 
     def _visible(self, query: Int[Tensor, "b l 1"], key: Int[Tensor, "b 1 m"]) -> Bool[Tensor, "b l m"]:
@@ -139,8 +139,8 @@ class SparseAttention(PatternAttention):
             seen = (chosen < query.shape[2]) & real[:, inside]
             rule = AttentionMask(True, None, seen, None, None, position[None], chosen[None])
             before = band_of_blocks(n, n, device=query.device)
-            far = (query, key[:, :, inside], value[:, :, inside], before, self.stride, rule)
-            sets.append(block_attention(*far, key_block_size=len(self.summary)))
+            key, value, size = key[:, :, inside], value[:, :, inside], len(self.summary)
+            sets.append(block_attention(query, key, value, before, self.stride, rule, key_block_size=size))
         return sets
 
     def _strided(self, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -150,23 +150,11 @@ class SparseAttention(PatternAttention):
         near = band_of_blocks(n, -(-(self.window - 1) // size), device=query.device)
         sets = [block_attention(query, key, value, near, size, AttentionMask(True, self.window, real))]
         if n > 1:
-            columns = [_columns(x, size) for x in (query, key, value)]
-            seen = F.pad(real, (0, n * size - length)).unflatten(1, (n, size)).mT  # (b, s, n)
-            seen = seen.expand(len(query), -1, -1).flatten(0, 1)
+            seen = columns(real.expand(len(query), -1)[:, None, :, None], size)[:, 0, :, 0]
+            query, key, value = (columns(x, size) for x in (query, key, value))
             place = torch.arange(n, device=query.device)[None]
             rule = AttentionMask(True, None, seen, None, None, place - -(-self.window // size), place)
             before = band_of_blocks(-(-n // COLUMN_BLOCK), n, device=query.device)
-            y, log_total = block_attention(*columns, before, COLUMN_BLOCK, rule)
-            sets.append((_rows(y, size)[:, :, :length], _rows(log_total[..., None], size)[:, :, :length, 0]))
+            y, log_total = block_attention(query, key, value, before, COLUMN_BLOCK, rule)
+            sets.append((rows(y, size, length), rows(log_total[..., None], size, length)[..., 0]))
         return sets
-
-
-def _columns(x: Float[Tensor, "b h l e"], size: int) -> Float[Tensor, "bs h n e"]:
-    """Every `size`-th position as a sequence of its own."""
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
-    return x.permute(0, 3, 1, 2, 4).flatten(0, 1)
-
-
-def _rows(x: Float[Tensor, "bs h n e"], size: int) -> Float[Tensor, "b h _ e"]:
-    """The inverse of `_columns`, padding included."""
-    return x.unflatten(0, (-1, size)).permute(0, 2, 3, 1, 4).flatten(2, 3)

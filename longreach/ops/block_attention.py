@@ -14,8 +14,9 @@ of keys, e query and key width, f value width.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
@@ -128,3 +129,13 @@ def merge_attention(
     total = weights.sum(0).masked_fill(blind, 1.0)
     y = (weights[..., None] * outputs).sum(0) / total[..., None]
     return y.to(outputs.dtype), (highest + total.log()).masked_fill(blind, -torch.inf)
+
+
+def columns(x: Shaped[Tensor, "b h l e"], n: int) -> Shaped[Tensor, "bn h _ e"]:
+    """Every n-th position as a sequence of its own, of n in a row; the last ones are filled up with zeros."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % n)).unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+
+def rows(x: Shaped[Tensor, "bn h _ e"], n: int, length: int) -> Shaped[Tensor, "b h {length} e"]:
+    """The inverse of `columns`."""
+    return x.unflatten(0, (-1, n)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :length]

@@ -1,7 +1,7 @@
 """Attention over patterns of blocks in the configurations in which it is tested."""
 
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import LocalAttention, SparseAttention, SparseOptions
+from longreach.mixers import LocalAttention, Longformer, SparseAttention, SparseOptions
 
 CASES: Cases = {
     "local": lambda: LocalAttention(WIDTH, n_heads=2, block_size=5),
@@ -9,6 +9,12 @@ CASES: Cases = {
         WIDTH, head_dim=3, block_size=4, n_neighbours=2, position="none", bias=True
     ),
     "local-bidirectional": lambda: LocalAttention(WIDTH, n_heads=2, block_size=12, n_neighbours=1, causal=False),
+    "longformer": lambda: Longformer(WIDTH, n_heads=2, window=6),
+    "longformer-global": lambda: Longformer(WIDTH, n_heads=2, window=7, global_positions=(3, 0), bias=True),
+    "longformer-dilated": lambda: Longformer(WIDTH, head_dim=3, window=6, dilation=3, position="none"),
+    "longformer-bidirectional": lambda: Longformer(
+        WIDTH, n_heads=2, window=4, dilation=2, global_positions=(0, 9), causal=False
+    ),
     "sparse-fixed": lambda: SparseAttention(WIDTH, n_heads=2, stride=5, options=SparseOptions(n_summary=2)),
     "sparse-strided": lambda: SparseAttention(
         WIDTH, head_dim=3, pattern="strided", stride=4, position="none", bias=True
@@ -23,5 +29,6 @@ CASES: Cases = {
 
 LEARNERS: Learners = {
     "LocalAttention": lambda width: LocalAttention(width, n_heads=2, block_size=8, n_neighbours=1),
+    "Longformer": lambda width: Longformer(width, n_heads=2, window=12),
     "SparseAttention": lambda width: SparseAttention(width, n_heads=2, stride=6, options=SparseOptions(n_summary=2)),
 }

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from adapters import Declined, Published, Tensors
 from adapters.lra import Table, merging, output_at_real_positions, projection, real_positions
-from longreach.mixers import Attention, LocalAttention, SparseAttention, SparseOptions
+from longreach.mixers import Attention, LocalAttention, Longformer, SparseAttention, SparseOptions
 
 
 def projected(theirs: Tensors) -> dict[str, Tensor]:
@@ -57,6 +57,21 @@ def strided(config: dict[str, Any], metadata: dict[str, str]) -> Published | Dec
 def regroup(x: Tensor, size: int) -> Tensor:
     """Put every (l / size)-th position next to each other; its inverse is itself with l / size."""
     return x.unflatten(1, (size, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def longformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """LongformerAttention; its maps for global positions exist even if there are none."""
+    places, causal = tuple(config.get("global_positions") or ()), config.get("causal_mask", False)
+    mixer = Longformer(**heads(config), window=config["sliding_window_size"], global_positions=places, causal=causal)
+    names = ("query", "key", "value")
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        near = projection(theirs, *(f"{name}_sliding_window" for name in names))
+        far = projection(theirs, *(f"{name}_global" for name in names))
+        ours = {"qkv.weight": near, "out.weight": merging(theirs)}
+        return ours | ({"qkv_global.weight": far} if places else {})
+
+    return Published(mixer, weights, output_at_real_positions)
 
 
 UNLIMITED = 2**30
@@ -107,4 +122,5 @@ TABLE: Table = {
     "block-local attention": local,
     "LocalAttention": strided,
     "SparseAttention": sparse,
+    "LongformerAttention": longformer,
 }
