@@ -108,7 +108,7 @@ def _heads(device: torch.device) -> torch.Tensor:
     return torch.zeros(1, HEADS, LENGTH, WIDTH // HEADS, device=device, requires_grad=True)
 
 
-def _memory(device: torch.device) -> torch.Tensor:
+def _matrix_memory(device: torch.device) -> torch.Tensor:
     return torch.zeros(1, HEADS, WIDTH // HEADS, WIDTH // HEADS, device=device)
 
 
@@ -141,12 +141,12 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.ones(LENGTH, dtype=torch.complex64, device=device),
         _ratio(device),
     ),
-    "delta_rule": lambda device: (*[_heads(device)] * 6, _memory(device)),
+    "delta_rule": lambda device: (*[_heads(device)] * 6, _matrix_memory(device)),
     "dplr_kernel": _dplr_call,
     "gated_linear_attention": lambda device: (
         *[_heads(device)] * 4,
         torch.zeros(HEADS, WIDTH // HEADS, device=device),
-        _memory(device),
+        _matrix_memory(device),
     ),
     "linear_attention": lambda device: _attention_call(device)[:3],
     "dense_conv": lambda device: (
