@@ -2,8 +2,11 @@
 
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
+from longreach.mixers.causal_luna import CausalLuna
 from longreach.mixers.ckconv import CKConv
 from longreach.mixers.dss import DSS, DSSOptions
+from longreach.mixers.fnet import FNet
+from longreach.mixers.gau import GAU
 from longreach.mixers.gss import GSS
 from longreach.mixers.h3 import H3, H3Options
 from longreach.mixers.hyena import Hyena
@@ -15,6 +18,8 @@ from longreach.mixers.liquid_s4 import LiquidS4
 from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.longformer import Longformer
+from longreach.mixers.luna import Luna
+from longreach.mixers.nystromformer import Nystromformer
 from longreach.mixers.performer import Performer, PerformerOptions
 from longreach.mixers.rwkv4 import RWKV4
 from longreach.mixers.rwkv5 import RWKV5
@@ -30,6 +35,7 @@ from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
 
 __all__ = [
     "DSS",
+    "GAU",
     "GSS",
     "H3",
     "RWKV4",
@@ -40,7 +46,9 @@ __all__ = [
     "S5",
     "Attention",
     "CKConv",
+    "CausalLuna",
     "DSSOptions",
+    "FNet",
     "FilterOptions",
     "H3Options",
     "Hyena",
@@ -51,6 +59,8 @@ __all__ = [
     "LocalAttention",
     "LongConv",
     "Longformer",
+    "Luna",
+    "Nystromformer",
     "OptimHint",
     "Performer",
     "PerformerOptions",

@@ -62,13 +62,35 @@ class Heads(nn.Module):
         bias: Float[Tensor, "#b #h #l #m"] | None = None,
     ) -> Float[Tensor, "b h l f"]:
         """Softmax attention, with dropout in training."""
-        dropout = self.dropout if self.training else 0.0
-        seed = torch.randint(2**31, (), device=query.device) if dropout else None
-        return attention(query, key, value, mask, bias=bias, dropout=dropout, dropout_seed=seed)
+        return attend(query, key, value, mask, bias, dropout=self.dropout if self.training else 0.0)
 
     def join(self, y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:
         """Project the heads back to the width of the model."""
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(join_heads(y))
+
+
+def split_heads(x: Float[Tensor, "*b l d"], n_heads: int) -> Float[Tensor, "*b {n_heads} l e"]:
+    """Cut the width into heads."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(-2, -3)
+
+
+def join_heads(y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:
+    """The heads side by side."""
+    return y.transpose(1, 2).flatten(2)
+
+
+def attend(
+    query: Float[Tensor, "b h l e"],
+    key: Float[Tensor, "b h m e"],
+    value: Float[Tensor, "b h m f"],
+    mask: AttentionMask = NO_MASK,
+    bias: Float[Tensor, "#b #h #l #m"] | None = None,
+    *,
+    dropout: float,
+) -> Float[Tensor, "b h l f"]:
+    """Softmax attention; which weights are dropped comes from torch's random numbers."""
+    seed = torch.randint(2**31, (), device=query.device) if dropout else None
+    return attention(query, key, value, mask, bias=bias, dropout=dropout, dropout_seed=seed)
 
 
 def widened(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

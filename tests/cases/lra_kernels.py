@@ -4,8 +4,13 @@ from collections.abc import Callable
 
 from cases import WIDTH, Cases, Learners
 from longreach.mixers import (
+    GAU,
+    CausalLuna,
+    FNet,
     LinearTransformer,
     Linformer,
+    Luna,
+    Nystromformer,
     Performer,
     PerformerOptions,
     Synthesizer,
@@ -71,16 +76,39 @@ CASES: Cases = {
     "synthesizer-bidirectional": lambda: Synthesizer(
         WIDTH, max_length=36, n_heads=2, causal=False, scores=SynthesizerScores(rank=2, dense=True, dot_product=True)
     ),
+    "nystromformer": lambda: Nystromformer(WIDTH, n_landmarks=3, n_heads=2, conv_width=3),
+    "nystromformer-plain": lambda: Nystromformer(
+        WIDTH, n_landmarks=5, n_heads=2, head_dim=3, iterations=3, conv_width=None, bias=True
+    ),
+    "luna": lambda: Luna(WIDTH, n_memory=3, n_heads=2),
+    "luna-untied": lambda: Luna(
+        WIDTH, n_memory=5, n_heads=4, n_pack_heads=2, tie_keys_values=False, bias=False, dropout=0.1
+    ),
+    "causal-luna": lambda: CausalLuna(WIDTH, n_memory=3, n_heads=2),
+    "causal-luna-untied": lambda: CausalLuna(WIDTH, n_memory=5, n_heads=4, tie_keys_values=False, bias=False),
+    "gau": lambda: GAU(WIDTH, max_length=36, d_key=4),
+    "gau-bidirectional": lambda: GAU(
+        WIDTH, max_length=36, d_key=6, d_hidden=5, causal=False, attention_dropout=0.1, hidden_dropout=0.1
+    ),
+    "fnet": lambda: FNet(WIDTH),
+    "fnet-sums": lambda: FNet(WIDTH, normalisation="none"),
     **{f"performer-{name}": build for name, build in OTHER_KERNELS.items()},
 }
 
-FINITE_STATE = {"linear-transformer"} | {name for name in CASES if name.startswith("performer")}
+FINITE_STATE = {"linear-transformer", "causal-luna", "causal-luna-untied"} | {
+    name for name in CASES if name.startswith("performer")
+}
 
 LEARNERS: Learners = {
+    "GAU": lambda width: GAU(width, max_length=24, d_key=16),
     "Synthesizer": lambda width: Synthesizer(width, max_length=24, n_heads=2),
 }
 DETECTORS: Learners = {
+    "CausalLuna": lambda width: CausalLuna(width, n_heads=2),
+    "FNet": FNet,
+    "Luna": lambda width: Luna(width, n_heads=2),
+    "Nystromformer": lambda width: Nystromformer(width, n_landmarks=8, n_heads=2, conv_width=3),
     "LinearTransformer": lambda width: LinearTransformer(width, n_heads=2),
-    "Linformer": lambda width: Linformer(width, max_length=24, rank=8, n_heads=2),
+    "Linformer": lambda width: Linformer(width, max_length=24, rank=24, n_heads=2),
     "Performer": lambda width: Performer(width, n_heads=2),
 }
