@@ -26,6 +26,7 @@ from longreach.mixers.rwkv5 import RWKV5
 from longreach.mixers.rwkv6 import RWKV6
 from longreach.mixers.rwkv7 import RWKV7
 from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
+from longreach.mixers.s4 import S4, S4Options
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.s5 import S5, S5Options
 from longreach.mixers.sgconv import SGConv, SGConvOptions
@@ -42,6 +43,7 @@ __all__ = [
     "RWKV5",
     "RWKV6",
     "RWKV7",
+    "S4",
     "S4D",
     "S5",
     "Attention",
@@ -66,6 +68,7 @@ __all__ = [
     "PerformerOptions",
     "RWKVChannelMix",
     "S4DOptions",
+    "S4Options",
     "S5Options",
     "SGConv",
     "SGConvOptions",
