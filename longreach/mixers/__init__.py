@@ -2,6 +2,7 @@
 
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
+from longreach.mixers.bigbird import BigBird
 from longreach.mixers.causal_luna import CausalLuna
 from longreach.mixers.ckconv import CKConv
 from longreach.mixers.dss import DSS, DSSOptions
@@ -47,6 +48,7 @@ __all__ = [
     "S4D",
     "S5",
     "Attention",
+    "BigBird",
     "CKConv",
     "CausalLuna",
     "DSSOptions",

@@ -2,9 +2,9 @@
 
     q, k, v = split(x W_qkv)        y = attention(rotary(q), rotary(k), v where the pattern lets i see j) W_out
 
-A pattern is a rule on positions, which count the real positions of a row from 0.  A subclass states it twice: fast, for
-whole sequences (`_mix`, by longreach.ops.block_attention), and pair by pair (`_visible`), for the few queries at a time
-that meet a key-value cache.  The laws compare the two.
+A pattern is a rule on positions, which count the real positions of a row from 0.  A subclass states it for whole
+sequences (`_mix`, by longreach.ops.block_attention) and, if it can be causal, once more pair by pair (`_visible`), for
+the few queries at a time that meet a key-value cache.  The laws compare the two.
 
 Axes: b batch, l length, d model width, h heads, e head width, m keys.
 """
@@ -76,9 +76,9 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
     ) -> Float[Tensor, "b h l f"]:
         """Attention over whole sequences, whose padding lies at their end: positions are indices."""
 
-    @abstractmethod
     def _visible(self, query: Int[Tensor, "b l 1"], key: Int[Tensor, "b 1 m"]) -> Bool[Tensor, "b l m"]:
-        """Which pairs of positions the pattern joins; that a causal one does not see what comes later is added."""
+        """Which pairs of positions a causal pattern joins; that nobody sees what comes later is added."""
+        raise self._no_recurrent_view()
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend over the whole sequence."""

@@ -21,12 +21,12 @@ def kept_weights(
     b, h, l, m = shape
     row = torch.arange(b * h * l, device=seed.device).view(b, h, l)[:, :, queries, None]
     column = torch.arange(m, device=seed.device)[keys]
-    row, column, seed = (_mix(x.to(torch.int32)) for x in (row, -1 - column, seed))
-    return _mix((row ^ seed) ^ column) >= round((dropout - 0.5) * 2**32)
+    row, column, seed = (scramble(x.to(torch.int32)) for x in (row, -1 - column, seed))
+    return scramble((row ^ seed) ^ column) >= round((dropout - 0.5) * 2**32)
 
 
-def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Scramble 32-bit integers; products wrap around, and shifts must not copy the sign."""
+def scramble(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """The same 32-bit integers, thoroughly disordered; products wrap around, and shifts must not copy the sign."""
     x = (x ^ (x >> 16 & 0xFFFF)) * -0x7A143595
     x = (x ^ (x >> 13 & 0x7FFFF)) * -0x3D4D51CB
     return x ^ (x >> 16 & 0xFFFF)

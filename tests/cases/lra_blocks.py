@@ -1,9 +1,11 @@
 """Attention over patterns of blocks in the configurations in which it is tested."""
 
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import LocalAttention, Longformer, SparseAttention, SparseOptions
+from longreach.mixers import BigBird, LocalAttention, Longformer, SparseAttention, SparseOptions
 
 CASES: Cases = {
+    "bigbird": lambda: BigBird(WIDTH, n_heads=2, block_size=3, n_random=1),
+    "bigbird-plain": lambda: BigBird(WIDTH, head_dim=3, block_size=2, seed=5, position="none", bias=True),
     "local": lambda: LocalAttention(WIDTH, n_heads=2, block_size=5),
     "local-neighbours": lambda: LocalAttention(
         WIDTH, head_dim=3, block_size=4, n_neighbours=2, position="none", bias=True
@@ -28,6 +30,7 @@ CASES: Cases = {
 }
 
 LEARNERS: Learners = {
+    "BigBird": lambda width: BigBird(width, n_heads=2, block_size=4, n_random=1),
     "LocalAttention": lambda width: LocalAttention(width, n_heads=2, block_size=8, n_neighbours=1),
     "Longformer": lambda width: Longformer(width, n_heads=2, window=12),
     "SparseAttention": lambda width: SparseAttention(width, n_heads=2, stride=6, options=SparseOptions(n_summary=2)),

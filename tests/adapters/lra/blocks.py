@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from adapters import Declined, Published, Tensors
 from adapters.lra import Table, merging, output_at_real_positions, projection, real_positions
-from longreach.mixers import Attention, LocalAttention, Longformer, SparseAttention, SparseOptions
+from longreach.mixers import Attention, BigBird, LocalAttention, Longformer, SparseAttention, SparseOptions
 
 
 def projected(theirs: Tensors) -> dict[str, Tensor]:
@@ -74,6 +74,33 @@ def longformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
     return Published(mixer, weights, output_at_real_positions)
 
 
+class DrawnBlocks(BigBird):
+    """Ours with random blocks that were drawn elsewhere, (h, n - 2, r) for the blocks 1 .. n - 2."""
+
+    drawn: Tensor
+
+    def random_blocks(self, n: int, last: Tensor) -> Tensor:
+        """Those that were drawn."""
+        return F.pad(self.drawn, (0, 0, 1, 1))[None]
+
+
+def bigbird(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """BigBirdAttention, which adds zeros at the end and takes them for real."""
+    size = config["block_size"]
+    mixer = DrawnBlocks(**heads(config), block_size=size, n_random=config["num_rand_blocks"])
+
+    def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
+        mixer.drawn, mask = tensors["rand_blocks"], tensors["padding_mask_valid"].bool()
+        added = size - mask.shape[1] % size
+        x, real = F.pad(tensors["input"], (0, 0, 0, added)), F.pad(mask, (0, added), value=True)
+        position = torch.arange(x.shape[1])[None]
+        y = mixer._attend(*mixer._project(x, position), real, torch.tensor([x.shape[1] // size - 1]))
+        y = mixer._merge(y, position)[:, : mask.shape[1]]
+        return {"output": y.masked_fill(~mask[..., None], 0.0)}
+
+    return Published(mixer, projected, run)
+
+
 UNLIMITED = 2**30
 """A stride or a window that no sequence is as long as."""
 
@@ -118,6 +145,7 @@ def pattern_of(mixer: SparseAttention, length: int) -> Tensor:
 
 
 TABLE: Table = {
+    "BigBirdAttention": bigbird,
     "SelfAttention": full,
     "block-local attention": local,
     "LocalAttention": strided,
