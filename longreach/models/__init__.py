@@ -6,16 +6,20 @@ from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published import PublishedLanguageModel, load_published
+from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions
 
 __all__ = [
     "GLU",
     "MLP",
+    "RWKV",
     "Backbone",
     "Block",
     "Classifier",
     "GatedMLP",
     "LanguageModel",
     "LearnedPositions",
+    "RWKVLanguageModel",
+    "RWKVOptions",
     "S5Gate",
     "load_published",
 ]

@@ -66,8 +66,8 @@ def _chunked(
         scores = decayed_scores(q, k, g) + torch.diag_embed(present)
         written = (k * decay_after(g).exp()).mT @ v  # (b, h, m, k, v)
         kept = g.sum(-2).exp()[..., None].expand_as(written)
-        by_chunk = (x.transpose(1, 2).flatten(2) for x in (kept, written))  # (b, m, h k v)
-        states = linear_scan(*by_chunk, state.flatten(1)).unflatten(2, state.shape[1:]).transpose(1, 2)
+        kept, written = (x.transpose(1, 2).flatten(2) for x in (kept, written))  # (b, m, h k v)
+        states = linear_scan(kept, written, state.flatten(1)).unflatten(2, state.shape[1:]).transpose(1, 2)
         entering = torch.cat([state[:, :, None], states[:, :, :-1]], dim=2)
         y = scores @ v + (q * decay_before(g).exp()) @ entering
     return y.flatten(2, 3)[:, :, :length], states[:, :, -1].clone()  # not a view, which would keep all states

@@ -88,6 +88,8 @@ class _BlockedScan(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint is the recurrence in the other direction: g_t = grad_t + conj(a_{t+1}) g_{t+1}."""
         (grad,), (a, initial, h) = grad_outputs, ctx.saved_tensors
+        if h.shape[1] == 0:  # as in the derivative of the derivative of one position
+            return torch.zeros_like(a), grad, torch.zeros_like(initial), None
         first, last, later, earlier = 0, -1, slice(1, None), slice(None, -1)
         if ctx.reverse:
             first, last, later, earlier = last, first, earlier, later
@@ -134,4 +136,7 @@ def _scan_in_blocks(a: Tensor, x: Tensor, initial: Tensor, reverse: bool) -> Ten
 def _walk(a: tuple[Tensor, ...], x: tuple[Tensor, ...], h: tuple[Tensor, ...], state: Tensor) -> None:
     """Write the states of the recurrence, from `state` on, into `h`."""
     for a_t, x_t, h_t in zip(a, x, h, strict=True):
-        state = torch.addcmul(x_t, a_t, state, out=h_t)
+        if torch.compiler.is_compiling():  # which cannot trace a result that is written into a view
+            state = h_t.copy_(torch.addcmul(x_t, a_t, state))
+        else:
+            state = torch.addcmul(x_t, a_t, state, out=h_t)
