@@ -22,7 +22,8 @@ from longreach.mixers import SequenceMixer
 from longreach.models import MLP, Backbone, LanguageModel
 
 VOCABULARY, LAG, LENGTH, BATCH, WIDTH, STEPS = 4, 2, 24, 16, 16, 250
-RARE = 0
+RARE, RARITY = 0, 0.25
+"""The token that is looked for, and how often it is there if it is."""
 Task = Callable[[torch.Generator, bool], tuple[Tensor, Tensor]]
 """(randomness, whether the model is causal) -> tokens (b, l) and targets, -100 where there is none."""
 
@@ -34,15 +35,15 @@ def echo(generator: torch.Generator, causal: bool) -> tuple[Tensor, Tensor]:
 
 
 def detect(generator: torch.Generator, causal: bool) -> tuple[Tensor, Tensor]:
-    """Random common tokens, in half of the rows a rare one among them; asked for where all of it can be seen."""
+    """Random common tokens, in half of the rows a rare one here and there; asked for where all of it can be seen."""
     tokens = torch.randint(RARE + 1, VOCABULARY, (BATCH, LENGTH), generator=generator)
     present = torch.randint(2, (BATCH,), generator=generator)
+    rare = (torch.rand(BATCH, LENGTH, generator=generator) < RARITY) & (present[:, None] == 1)
     asked = LENGTH - 1 if causal else 0
-    place = (asked + torch.randint(1, LENGTH, (BATCH, 1), generator=generator)) % LENGTH  # never where it is asked for
-    tokens = tokens.scatter(1, place, torch.where(present[:, None] == 1, RARE, tokens.gather(1, place)))
+    rare[:, asked] = False
     targets = torch.full_like(tokens, -100)
-    targets[:, asked] = present
-    return tokens, targets
+    targets[:, asked] = rare.any(1)
+    return tokens.masked_fill(rare, RARE), targets
 
 
 MEMORYLESS: dict[Task, float] = {echo: math.log(VOCABULARY), detect: math.log(2)}

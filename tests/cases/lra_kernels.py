@@ -100,15 +100,15 @@ FINITE_STATE = {"linear-transformer", "causal-luna", "causal-luna-untied"} | {
 }
 
 LEARNERS: Learners = {
-    "GAU": lambda width: GAU(width, max_length=24, d_key=16),
     "Synthesizer": lambda width: Synthesizer(width, max_length=24, n_heads=2),
 }
 DETECTORS: Learners = {
     "CausalLuna": lambda width: CausalLuna(width, n_heads=2),
     "FNet": FNet,
+    "GAU": lambda width: GAU(width, max_length=24, d_key=16),
     "Luna": lambda width: Luna(width, n_heads=2),
     "Nystromformer": lambda width: Nystromformer(width, n_landmarks=8, n_heads=2, conv_width=3),
     "LinearTransformer": lambda width: LinearTransformer(width, n_heads=2),
-    "Linformer": lambda width: Linformer(width, max_length=24, rank=24, n_heads=2),
+    "Linformer": lambda width: Linformer(width, max_length=24, rank=8, n_heads=2),
     "Performer": lambda width: Performer(width, n_heads=2),
 }
