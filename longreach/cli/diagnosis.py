@@ -149,6 +149,10 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         _matrix_memory(device),
     ),
     "linear_attention": lambda device: _attention_call(device)[:3],
+    "block_diagonal": lambda device: (
+        torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
+        torch.zeros(HEADS, WIDTH // HEADS, WIDTH // HEADS, device=device, requires_grad=True),
+    ),
     "dense_conv": lambda device: (
         _signal(device)[:, :STATE],
         torch.zeros(STATE, STATE, LENGTH, device=device, requires_grad=True),

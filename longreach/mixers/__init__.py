@@ -20,6 +20,7 @@ from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.longformer import Longformer
 from longreach.mixers.luna import Luna
+from longreach.mixers.monarch_mixer import MonarchMixer
 from longreach.mixers.nystromformer import Nystromformer
 from longreach.mixers.performer import Performer, PerformerOptions
 from longreach.mixers.rwkv4 import RWKV4
@@ -64,6 +65,7 @@ __all__ = [
     "LongConv",
     "Longformer",
     "Luna",
+    "MonarchMixer",
     "Nystromformer",
     "OptimHint",
     "Performer",

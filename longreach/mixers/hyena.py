@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
+from longreach.mixers.short_projection import leave, project, short_weights, shorten
 from longreach.ops.long_conv import long_conv
 from longreach.ops.online_conv import (
     OnlineConvState,
@@ -33,7 +34,7 @@ from longreach.ops.online_conv import (
     online_conv_prefill,
     refuse_late_padding,
 )
-from longreach.ops.short_conv import short_conv, short_conv_tail
+from longreach.ops.short_conv import short_conv_tail
 
 Activation = Literal["identity", "gelu", "relu", "elu", "silu", "tanh", "sigmoid", "squared_relu"]
 
@@ -91,11 +92,7 @@ class Hyena(SequenceMixer[HyenaState]):
         self.order, self.max_length, self.short_width = order, max_length, short_width
         self.activation, self.outer_mixing = activation, outer_mixing
         self.projections = nn.Linear(d_model, (order + 1) * d_model)
-        bound = short_width**-0.5  # as torch initialises a depthwise convolution
-        self.short_weight = nn.Parameter(
-            torch.empty(self.projections.out_features, short_width).uniform_(-bound, bound)
-        )
-        self.short_bias = nn.Parameter(torch.empty(self.projections.out_features).uniform_(-bound, bound))
+        self.short_weight, self.short_bias = short_weights(self.projections.out_features, short_width)
         self.filter = ImplicitFilter(d_model, n_filters=order - 1, length=max_length, options=filter)
         self.skip = nn.Parameter(torch.randn(order - 1, d_model)) if filter.skip else None
         self.stage_scale = nn.Parameter(torch.randn(order - 1) / d_model**0.5) if stage_scale else None
@@ -111,7 +108,7 @@ class Hyena(SequenceMixer[HyenaState]):
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             return long_conv(v, kernels[stage], skip=skips[stage], gate_before=before, gate_after=after)
 
-        projected = self._project(x, mask)
+        projected = project(x, self.projections, mask)
         return self._alternate(self._shorten(projected, mask, None), convolve)
 
     def init_state(self, batch_size: int) -> HyenaState:
@@ -150,7 +147,7 @@ class Hyena(SequenceMixer[HyenaState]):
                 y = y + skip[:, None] * v
             return y if after is None else after * y
 
-        projected = self._project(x, mask)
+        projected = project(x, self.projections, mask)
         y = self._alternate(self._shorten(projected, mask, state.tail), convolve)
         tail = short_conv_tail(projected, state.tail, self.short_width)
         return y, HyenaState(tail, tuple(stages))
@@ -174,19 +171,10 @@ class Hyena(SequenceMixer[HyenaState]):
         skip = self.skip if self.stage_scale is None else self.stage_scale[:, None] * self.skip
         return list(skip.unbind())
 
-    def _project(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b c l"]:
-        """All projections, channels first; zero at padding."""
-        rows = x.flatten(0, 1).mT  # one product gives this layout faster than one for each row of the batch
-        product = torch.addmm(self.projections.bias[:, None], self.projections.weight, rows)
-        projected = product.unflatten(1, x.shape[:2]).transpose(0, 1)
-        return projected if mask is None else projected.masked_fill(~mask[:, None], 0.0)
-
     def _shorten(
         self, projected: Float[Tensor, "b c l"], mask: Bool[Tensor, "b l"] | None, tail: Float[Tensor, "b c _"] | None
     ) -> Float[Tensor, "b c l"]:
-        """The short convolution; zero at padding, which its bias would otherwise fill."""
-        branches = short_conv(projected, self.short_weight, self.short_bias, tail)
-        return branches if mask is None else branches.masked_fill(~mask[:, None], 0.0)
+        return shorten(projected, self.short_weight, self.short_bias, mask, tail)
 
     def _alternate(self, branches: Float[Tensor, "b c l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b l d"]:
         """Gates and long convolutions in turn, then the output projection."""
@@ -198,4 +186,4 @@ class Hyena(SequenceMixer[HyenaState]):
             after = gates[0] if stage == self.order - 2 else None
             v = convolve(stage, self.dropout(v), before, after)
         y = ACTIVATIONS[self.activation](v)
-        return torch.baddbmm(self.out.bias, y.mT, self.out.weight.mT.expand(y.shape[0], -1, -1))
+        return leave(y, self.out)

@@ -8,13 +8,18 @@ its length.  At position n of L, with t = n / (L - 1):
     h(n) = (W s(n)) (exp(-t |decay|) + shift)              modulated by an exponential window for each filter
 
 Time is measured in lengths of the whole filter: the first n taps are the same, however many of them are asked for.
+Instead of s, the networks of CKConv and FlexConv can draw the filters (longreach.mixers.kernel_network), which Hyena's
+paper compares with its own.  A two-sided filter has a second network, with the same frequencies, for the taps that look
+into the future (Monarch Mixer, https://arxiv.org/abs/2310.12109).
 
 Axes: n taps, e position features, w width of the network, o filters of a channel, d channels, c = o d.
 """
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +28,10 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
+from longreach.mixers.kernel_network import KernelOptions, make_network
+
+_DEVIATION = 6**-0.5
+"""Of the taps that another network than Hyena's draws at the start: about that of Hyena's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class FilterOptions:
     The defaults are those of the paper's language models.
 
     Attributes:
+        network: `hyena` is s of the module's docstring; `sine` is CKConv's and `magnet` FlexConv's, with this width,
+            inner_layers and sine_frequency, and no features.
         width: width of the network (filter_order).
         embedding_dim: number of position features, 1 + 2 m with m frequency bands (emb_dim); more of them let the
             filter start with higher frequencies.
@@ -48,10 +59,12 @@ class FilterOptions:
         normalized: divide each tap by the sum of its absolute values over all filters (normalized).
         skip: add the input of a convolution, scaled for each filter, to its output (bias).
         lr: learning rate of the network instead of that of the run (lr).
+        weight_decay: let the weights of the network decay like others (wd; Monarch Mixer).
         features_lr: learning rate of the position features, 0 for features that stay what they are (lr_pos_emb).
         decay_lr: learning rate of the decay rates, 0 for rates that stay what they are (modulation_lr).
     """
 
+    network: Literal["hyena", "sine", "magnet"] = "hyena"
     width: int = 64
     embedding_dim: int = 33
     inner_layers: int = 2
@@ -65,6 +78,7 @@ class FilterOptions:
     normalized: bool = False
     skip: bool = True
     lr: float | None = None
+    weight_decay: bool = False
     features_lr: float = 1e-5
     decay_lr: float = 0.0
 
@@ -77,12 +91,15 @@ class ImplicitFilter(nn.Module):
         n_filters: filters of a channel.
         length: number of taps, the unit in which the network measures time.
         options: everything else.
+        two_sided: have taps that look into the future too, given by `future`.
     """
 
-    features: Tensor  # (n, e)
+    features: Tensor  # (n, e), if the network is Hyena's
     decay: Tensor  # (c,), if there is modulation
 
-    def __init__(self, d_model: int, *, n_filters: int, length: int, options: FilterOptions) -> None:
+    def __init__(
+        self, d_model: int, *, n_filters: int, length: int, options: FilterOptions, two_sided: bool = False
+    ) -> None:
         super().__init__()
         if options.embedding_dim < 3 or options.embedding_dim % 2 == 0:
             raise InputError(
@@ -92,15 +109,27 @@ class ImplicitFilter(nn.Module):
         if length < 1 or options.inner_layers < 0:
             raise InputError(f"a filter has taps and no negative number of layers; got {length=}, {options}")
         self.length, self.n_filters, self.options = length, n_filters, options
-        widths = [options.embedding_dim] + [options.width] * (options.inner_layers + 1)
-        # not nn.Linear: autocast must not round them, and a model's general initialisation must not touch them
-        self.weights = nn.ParameterList(_uniform(b, a, fan_in=a) for a, b in itertools.pairwise(widths))
-        self.biases = nn.ParameterList(_uniform(b, fan_in=a) for a, b in itertools.pairwise(widths))
-        self.output = nn.Parameter(_uniform(n_filters * d_model, options.width, fan_in=options.width))
-        self.frequency = nn.Parameter(torch.full((options.width,), float(options.sine_frequency)))
-        self._hold("features", position_features(length, options.embedding_dim), options.features_lr)
+        if options.network == "hyena":
+            # not nn.Linear: autocast must not round them, and a model's general initialisation must not touch them
+            self.weights, self.biases, self.output = self._network(d_model)
+            if two_sided:
+                self.future_weights, self.future_biases, self.future_output = self._network(d_model)
+            self.frequency = nn.Parameter(torch.full((options.width,), float(options.sine_frequency)))
+            self._hold("features", position_features(length, options.embedding_dim), options.features_lr)
+        else:
+            kernel = KernelOptions(options.network, options.width, options.inner_layers + 2, options.sine_frequency)
+            self.network = make_network(n_filters * d_model, kernel, deviation=_DEVIATION)
+            if two_sided:
+                self.future_network = make_network(n_filters * d_model, kernel, deviation=_DEVIATION)
         if options.modulate:
             self._hold("decay", _decay_rates(d_model, n_filters, options), options.decay_lr)
+
+    def _network(self, d_model: int) -> tuple[nn.ParameterList, nn.ParameterList, nn.Parameter]:
+        options = self.options
+        widths = [options.embedding_dim] + [options.width] * (options.inner_layers + 1)
+        weights = nn.ParameterList(_uniform(b, a, fan_in=a) for a, b in itertools.pairwise(widths))
+        biases = nn.ParameterList(_uniform(b, fan_in=a) for a, b in itertools.pairwise(widths))
+        return weights, biases, nn.Parameter(_uniform(self.n_filters * d_model, options.width, fan_in=options.width))
 
     def _hold(self, name: str, value: Tensor, lr: float) -> None:
         """Keep a tensor as a parameter if it is trained, as a buffer if not; the state dict has it either way."""
@@ -111,22 +140,51 @@ class ImplicitFilter(nn.Module):
             self.register_buffer(name, value)
 
     def optim_hints(self) -> dict[str, OptimHint]:
-        """As published: no weight decay anywhere, and learning rates of their own."""
+        """As published: learning rates of their own, and no weight decay but that of the network if it is wanted."""
         rates = {"features": self.options.features_lr, "decay": self.options.decay_lr}
         return {
-            name: OptimHint(lr=rates.get(name, self.options.lr), weight_decay=False)
+            name: OptimHint(
+                lr=rates.get(name, self.options.lr), weight_decay=name not in rates and self.options.weight_decay
+            )
             for name, _ in self.named_parameters()
         }
 
     def forward(self, count: int) -> Float[Tensor, "o d {count}"]:
         """The first `count` taps, in float32 or wider, O(count (w^2 + w c))."""
+        self._check(count)
+        if self.options.network != "hyena":
+            return self._shape(count, partial(self._draw, self.network))
+        return self._shape(count, partial(self._sines, self.weights, self.biases, self.output))
+
+    def future(self, count: int) -> Float[Tensor, "o d {count}"]:
+        """The same of the taps that look into the future, from the next position on; of a two-sided filter only."""
+        self._check(count)
+        if self.options.network != "hyena":
+            return self._shape(count, partial(self._draw, self.future_network))
+        network = self.future_weights, self.future_biases, self.future_output
+        return self._shape(count, partial(self._sines, *network))
+
+    def _check(self, count: int) -> None:
         if count > self.length:
             raise InputError(f"the filter has {self.length} taps, not {count}; build it with length={count} or more")
-        with torch.autocast(self.frequency.device.type, enabled=False):
-            s = self.features[:count]
-            for weight, bias in zip(self.weights, self.biases, strict=True):
-                s = torch.addmm(self.frequency * bias, s, (self.frequency[:, None] * weight).mT).sin()
-            taps = self.output @ s.mT  # (c, n)
+
+    def _sines(self, weights: nn.ParameterList, biases: nn.ParameterList, output: Tensor, count: int) -> Tensor:
+        """Hyena's network at the first positions, (c, n)."""
+        s = self.features[:count]
+        for weight, bias in zip(weights, biases, strict=True):
+            s = torch.addmm(self.frequency * bias, s, (self.frequency[:, None] * weight).mT).sin()
+        return output @ s.mT
+
+    def _draw(self, network: nn.Module, count: int) -> Tensor:
+        """Another network at the first positions, which run from 1 to -1, (c, n)."""
+        parameter = next(network.parameters())
+        position = torch.arange(count, dtype=torch.float64, device=parameter.device) * (-2 / max(self.length - 1, 1))
+        return network((1 + position).to(parameter.dtype))
+
+    def _shape(self, count: int, draw: Callable[[int], Tensor]) -> Float[Tensor, "o d {count}"]:
+        """What a network draws, modulated and normalised, without autocast."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            taps = draw(count)  # (c, n)
             if self.options.modulate:
                 taps = taps * self.window(count)
             if self.options.normalized:

@@ -1,6 +1,7 @@
 """Whole networks: a stack of mixers, a language model around it, published checkpoints."""
 
 from longreach.models.backbone import Backbone, Block
+from longreach.models.block_diagonal import BlockDiagonalLinear, BlockDiagonalMLP
 from longreach.models.channel_mixers import GLU, MLP, GatedMLP, S5Gate
 from longreach.models.classifier import Classifier
 from longreach.models.language_model import LanguageModel
@@ -14,6 +15,8 @@ __all__ = [
     "RWKV",
     "Backbone",
     "Block",
+    "BlockDiagonalLinear",
+    "BlockDiagonalMLP",
     "Classifier",
     "GatedMLP",
     "LanguageModel",

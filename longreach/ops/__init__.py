@@ -4,6 +4,7 @@ from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.backend import OPS, BackendError, use_backend
 from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
+from longreach.ops.block_diagonal import block_diagonal
 from longreach.ops.cauchy import cauchy
 from longreach.ops.cross_entropy import linear_cross_entropy
 from longreach.ops.delta_rule import delta_rule
@@ -37,6 +38,7 @@ __all__ = [
     "attention",
     "band_of_blocks",
     "block_attention",
+    "block_diagonal",
     "cauchy",
     "delta_rule",
     "dense_conv",

@@ -9,6 +9,7 @@ from adapters import Declined, Published, Tensors
 from longreach.errors import InputError
 from longreach.mixers import Hyena
 from longreach.mixers.implicit_filter import ImplicitFilter, position_features
+from longreach.mixers.short_projection import project, shorten
 from longreach.models.published_hyena import Rule, Variant, build_hyena, filter_options, filter_rules, hyena_rules
 from longreach.models.published_layout import assemble
 from longreach.ops import short_conv
@@ -53,7 +54,7 @@ def operator(config: dict[str, Any], variant: Variant) -> Published:
         kernel = mixer.filter(x.shape[1])  # (o, d, l)
         if variant == "safari":
             kernel = kernel.transpose(0, 1)
-        short_out = mixer._shorten(mixer._project(x, None), None, None)
+        short_out = shorten(project(x, mixer.projections, None), mixer.short_weight, mixer.short_bias, None, None)
         return {"output": mixer(x), "kernel": kernel.flatten(0, 1).mT[None], "short_out": short_out}
 
     off = {} if mixer.filter.options.modulate else {"param/filter_fn.modulation.deltas": "there is no modulation"}

@@ -40,6 +40,12 @@ CASES: Cases = {
     "hyena-squared-relu": lambda: Hyena(
         WIDTH, max_length=48, activation="squared_relu", outer_mixing=True, filter=FilterOptions(width=6)
     ),
+    "hyena-3-magnet": lambda: Hyena(
+        WIDTH, max_length=48, order=3, filter=FilterOptions(network="magnet", width=6, inner_layers=1)
+    ),
+    "hyena-sine": lambda: Hyena(
+        WIDTH, max_length=48, filter=FilterOptions(network="sine", width=6, sine_frequency=5.0, weight_decay=True)
+    ),
 }
 
 LEARNERS: Learners = {"Hyena": lambda width: Hyena(width, max_length=64)}
