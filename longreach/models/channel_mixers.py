@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "identity", "relu", "silu"]
 S5Form = Literal["full_glu", "half_glu1", "half_glu2", "gelu"]
 
 
@@ -26,6 +26,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
+    "identity": lambda x: x,
     "relu": F.relu,
     "silu": F.silu,
 }
