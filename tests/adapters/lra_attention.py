@@ -3,7 +3,8 @@
 What a file holds is named in its metadata's "source": a class or function of the published code, or the phrase by which
 an independent reference describes itself.  The tables map these names to adapters:
 
-    adapters.lra.blocks     full attention and encoders, block patterns, sorting and hashing
+    adapters.lra.blocks     full attention, block patterns, sorting and hashing
+    adapters.lra.encoders   the models around full attention
     adapters.lra.kernels    linear, low-rank, synthetic and Fourier variants, gated attention units
 """
 
@@ -11,9 +12,9 @@ import re
 from typing import Any
 
 from adapters import Declined, Published
-from adapters.lra import blocks, kernels
+from adapters.lra import blocks, encoders, kernels
 
-TABLE = blocks.TABLE | kernels.TABLE
+TABLE = blocks.TABLE | encoders.TABLE | kernels.TABLE
 
 
 def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:

@@ -1,4 +1,4 @@
-"""Full attention and the encoders around it, block patterns, sorting and hashing.
+"""Full attention, block patterns, sorting and hashing.
 
 The files do not say how wide the model is.  Nothing depends on it but the shapes of weights, which the test replaces:
 ours is built as wide as all heads together.
