@@ -19,7 +19,6 @@ The mixer is the bare system: the published GELU and linear map are for the chan
 Axes: b batch, l length, d channels, n modes (`d_state`), r directions.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import normal_form
+from longreach.hippo.transforms import start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
 
 Version = Literal["softmax", "exp", "exp-re-im", "exp-no-scale", "clip", "clip-no-scale"]
@@ -102,21 +102,19 @@ class DSS(SequenceMixer[DSSState]):
     ) -> None:
         super().__init__(d_model, causal=not bidirectional)
         self.max_length, self.version, self.options = max_length, version, options
-        self._check(d_state, init, dt_min, dt_max)
+        self._check(d_state, init)
         A = torch.randn(d_state, dtype=torch.complex64) if init == "random" else normal_form("legs", 2 * d_state).W
         real, imag = A.real.float(), A.imag.abs().float() if init == "hippo" else A.imag
         self.A_real = nn.Parameter((-real).log() if version.startswith("exp") else real.clone())
         self.A_imag = nn.Parameter(imag.log() if version == "exp-re-im" else imag.clone())
-        log_dt = torch.empty(d_model, 1).uniform_(math.log(dt_min), math.log(dt_max))
+        log_dt = start_time_steps((d_model, 1), dt_min, dt_max, "exp", fast=False)
         self.log_dt = nn.Parameter(log_dt.repeat(1, 2 if options.separate_dt else 1))
         self.W = nn.Parameter(torch.randn(2 if bidirectional else 1, d_model, d_state, 2))
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def _check(self, d_state: int, init: str, dt_min: float, dt_max: float) -> None:
+    def _check(self, d_state: int, init: str) -> None:
         if d_state < 1:
             raise InputError(f"d_state={d_state} must be positive")
-        if not 0 < dt_min <= dt_max:
-            raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
         if self.options.epsilon < 0:
             raise InputError(f"epsilon={self.options.epsilon} must not be negative")
         if init == "random" and self.version.startswith("exp"):

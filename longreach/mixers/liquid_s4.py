@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, diagonal_system, discretise
-from longreach.hippo.transforms import inverse_transform
+from longreach.hippo.transforms import inverse_transform, start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
@@ -72,22 +72,20 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         self.n_ssm = d_model if n_ssm is None else n_ssm
         self.discretisation: Discretisation = discretisation
         self.order = order
-        self._check(dt_min, dt_max)
+        self._check()
         A, B = diagonal_system(init, d_state, self.n_ssm, DiagonalInit())
         self.A_real = nn.Parameter(inverse_transform(-A.real, "exp", "A_real"))
         self.A_imag = nn.Parameter(A.imag.float())
         self.B = nn.Parameter(torch.view_as_real(B.to(torch.complex64).resolve_conj()).clone())
         self.C = nn.Parameter(math.sqrt(0.5) * torch.randn(2 if bidirectional else 1, d_model, A.shape[1], 2))
         self.D = nn.Parameter(torch.randn(d_model))
-        self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(math.log(dt_min), math.log(dt_max)))
+        self.log_dt = nn.Parameter(start_time_steps((d_model, 1), dt_min, dt_max, "exp", fast=False)[:, 0])
 
-    def _check(self, dt_min: float, dt_max: float) -> None:
+    def _check(self) -> None:
         if self.order is not None and self.order < 2:
             raise InputError(f"order={self.order} must be at least 2; a system without products of inputs is S4D")
         if self.n_ssm < 1 or self.d_model % self.n_ssm:
             raise InputError(f"n_ssm={self.n_ssm} must divide d_model={self.d_model}")
-        if not 0 < dt_min <= dt_max:
-            raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
 
     def _systems(self) -> list[ops.ModalSystem]:
         """The sampled system, for each direction."""

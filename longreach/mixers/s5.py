@@ -15,7 +15,6 @@ A starts as `blocks` copies of the normal part of HiPPO-LegS, B and C in its eig
 Axes: b batch, l length, d channels, p modes (`d_state`, or half of it in conjugate pairs), r directions.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import Discretisation, discretise, transition
+from longreach.hippo.transforms import start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
 
 CInit = Literal["trunc_standard_normal", "lecun_normal", "complex_normal"]
@@ -103,7 +103,7 @@ class S5(SequenceMixer[S5State]):
         super().__init__(d_model, causal=not bidirectional)
         self.discretisation: Discretisation = discretisation
         self.options = options
-        self._check(d_state, blocks, dt_min, dt_max)
+        self._check(d_state, blocks)
         frequency, V = _eigenvectors(d_state // blocks, half=options.conjugate_pairs)
         self.A_imag = nn.Parameter(frequency.float().repeat(blocks))
         self.A_real = nn.Parameter(torch.full_like(self.A_imag, -0.5))
@@ -112,11 +112,11 @@ class S5(SequenceMixer[S5State]):
         C = [self._start_readout(d_state, blocks, V) for _ in range(2 if bidirectional else 1)]
         self.C = _store(torch.stack(C))
         self.D = nn.Parameter(torch.randn(d_model))
-        self.log_dt = nn.Parameter(torch.empty_like(self.A_imag).uniform_(math.log(dt_min), math.log(dt_max)))
+        self.log_dt = nn.Parameter(start_time_steps((len(self.A_imag), 1), dt_min, dt_max, "exp", fast=False)[:, 0])
         slow = ("A_real", "A_imag") if options.fast_dt else ("A_real", "A_imag", "log_dt")
         self.optim_hints = dict.fromkeys(slow, _SLOW) | _HINTS[options.groups]
 
-    def _check(self, d_state: int, blocks: int, dt_min: float, dt_max: float) -> None:
+    def _check(self, d_state: int, blocks: int) -> None:
         if blocks < 1 or d_state < 1 or d_state % blocks:
             raise InputError(f"d_state={d_state} must be a positive multiple of blocks={blocks}")
         if self.options.conjugate_pairs and d_state // blocks % 2:
@@ -124,8 +124,6 @@ class S5(SequenceMixer[S5State]):
                 f"d_state={d_state} in blocks={blocks} gives blocks of {d_state // blocks} states; conjugate pairs "
                 "need an even number, or conjugate_pairs=False"
             )
-        if not 0 < dt_min <= dt_max:
-            raise InputError(f"dt_min={dt_min} and dt_max={dt_max} must be positive, and the first not the greater")
         if self.options.rate <= 0:
             raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
 
