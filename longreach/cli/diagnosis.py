@@ -126,6 +126,14 @@ def _block_attention_call(device: torch.device) -> tuple[Any, ...]:
     return (*_attention_call(device)[:3], band_of_blocks(LENGTH // STATE, 1, device=device), STATE)
 
 
+def _relative_attention_call(device: torch.device) -> tuple[Any, ...]:
+    from longreach.ops.attention_mask import AttentionMask
+
+    size = LENGTH // STATE
+    chunks = torch.zeros(STATE, size, WIDTH, device=device, requires_grad=True)
+    return chunks, chunks, chunks, chunks.new_zeros(2 * size - 1, requires_grad=True), AttentionMask(causal=True)
+
+
 def _dplr_call(device: torch.device) -> tuple[Any, ...]:
     from longreach.ops.dplr import DPLRSystem
 
@@ -173,6 +181,7 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         ModalSystem(_ratio(device), _ratio(device), _ratio(device)),
     ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
+    "relative_attention": _relative_attention_call,
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
     "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),
     "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),

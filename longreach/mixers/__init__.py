@@ -20,6 +20,7 @@ from longreach.mixers.local_attention import LocalAttention
 from longreach.mixers.long_conv import LongConv
 from longreach.mixers.longformer import Longformer
 from longreach.mixers.luna import Luna
+from longreach.mixers.mega import Mega, MegaOptions
 from longreach.mixers.monarch_mixer import MonarchMixer
 from longreach.mixers.nystromformer import Nystromformer
 from longreach.mixers.performer import Performer, PerformerOptions
@@ -65,6 +66,8 @@ __all__ = [
     "LongConv",
     "Longformer",
     "Luna",
+    "Mega",
+    "MegaOptions",
     "MonarchMixer",
     "Nystromformer",
     "OptimHint",

@@ -1,6 +1,6 @@
 """A language model around any backbone: embed tokens, mix, predict the next token.
 
-    h = backbone(E[tokens]),   logits = h W^T,   W = E if tied
+    h = backbone(scale E[tokens]),   logits = h W^T,   W = E if tied
 
 The views are those of the mixers (see longreach.mixers.base).  Training and scoring never hold the logits of a whole
 sequence: `token_losses` and `score` fuse the last projection with the loss (longreach.ops.cross_entropy).
@@ -31,6 +31,7 @@ class LanguageModel(nn.Module):
         dropout: probability of dropping a channel of an embedding.
         init_std: standard deviation of embeddings and linear maps at the start, 0.02 as in GPT-2; linear maps that
             end a residual branch get `init_std / sqrt(2 n_layers)`.  Mixers keep their own initialisation elsewhere.
+        embedding_scale: what embeddings are multiplied with; sqrt(d) in the Transformer and in Mega.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class LanguageModel(nn.Module):
         tied: bool = True,
         dropout: float = 0.0,
         init_std: float = 0.02,
+        embedding_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.backbone = backbone
         self.embedding = nn.Embedding(vocab_size, backbone.d_model)
         self.head = None if tied else nn.Linear(backbone.d_model, vocab_size, bias=False)
+        self.embedding_scale = embedding_scale
         self.dropout = nn.Dropout(dropout)
         self._initialise(init_std)
 
@@ -122,7 +125,7 @@ class LanguageModel(nn.Module):
                     f"token {wrong} is outside the vocabulary of {self.vocab_size} tokens, which start at 0; "
                     "encode the text with the tokenizer that the model was trained with"
                 )
-        return self.dropout(self.embedding(tokens))
+        return self.dropout(self.embedding_scale * self.embedding(tokens))
 
     def _output_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight

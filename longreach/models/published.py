@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from longreach.errors import InputError
-from longreach.models import published_rwkv, published_safari, published_striped_hyena
+from longreach.models import published_mega, published_rwkv, published_safari, published_striped_hyena
 from longreach.models.language_model import LanguageModel
 from longreach.models.published_layout import Layout, Rule, Shapes, assemble
 
@@ -28,6 +28,7 @@ DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, Value
 
 
 LAYOUTS: dict[str, Layout] = {
+    "mega": published_mega.LAYOUT,
     "rwkv": published_rwkv.LAYOUT,
     "safari": published_safari.LAYOUT,
     "stripedhyena": published_striped_hyena.LAYOUT,
