@@ -1,17 +1,20 @@
 """What is particular to S5: how it starts, what its options do, its groups of parameters and its output stages."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
-from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.hippo import transition
 from longreach.mixers import S5, S5Options, SequenceMixer
+from longreach.mixers.s5 import CInit
 from longreach.models import S5Gate
+from longreach.models.channel_mixers import S5Form
 
 
 def equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
@@ -71,7 +74,8 @@ def test_it_starts_from_blocks_of_hippo(pairs: bool) -> None:
 
 def test_the_readout_starts_with_the_published_variance() -> None:
     """Variance 1 / d_state in both parts of the real readout, or 1 / (d_state d), or 1/2 in each part of a mode."""
-    for init, expected in (("trunc_standard_normal", 2 / 64), ("lecun_normal", 2 / 64 / 128), ("complex_normal", 1)):
+    wished: dict[CInit, float] = {"trunc_standard_normal": 2 / 64, "lecun_normal": 2 / 64 / 128, "complex_normal": 1}
+    for init, expected in wished.items():
         C = S5(128, d_state=64, blocks=4, options=S5Options(C_init=init)).C
         assert (torch.view_as_complex(C).abs().square().mean() / expected - 1).abs() < 0.05
 
@@ -97,7 +101,7 @@ def test_rate_multiplies_the_time_steps(rule) -> None:
     slow = S5(3, d_state=4, blocks=1, discretisation=rule).double()
     slow.load_state_dict(fast.state_dict())
     with torch.no_grad():
-        slow.log_dt += math.log(2)
+        slow.log_dt.add_(math.log(2))
     x = torch.randn(2, 7, 3, dtype=torch.float64)
     equal(fast(x), slow(x))
 
@@ -181,12 +185,13 @@ def test_the_constructor_is_a_schema() -> None:
 def test_output_stages() -> None:
     x = torch.randn(2, 5, 4, dtype=torch.float64)
     bent = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    for form, formula in {
+    formulas: dict[S5Form, Callable[[Any], Tensor]] = {
         "full_glu": lambda linear: linear(bent)[..., :4] * linear(bent)[..., 4:].sigmoid(),
         "half_glu1": lambda linear: bent * linear(bent).sigmoid(),
         "half_glu2": lambda linear: x * linear(bent).sigmoid(),
-        "gelu": lambda linear: bent,
-    }.items():
+        "gelu": lambda _: bent,
+    }
+    for form, formula in formulas.items():
         gate = S5Gate(4, form=form).double()
         equal(gate(x), formula(gate.linear))
 
@@ -194,4 +199,5 @@ def test_output_stages() -> None:
 def test_output_stages_drop_what_the_map_reads() -> None:
     gate = S5Gate(4, form="half_glu2", dropout=1.0)
     x = torch.randn(3, 4)
-    equal(gate(x), x * F.sigmoid(gate.linear.bias), 1e-6)
+    assert gate.linear is not None
+    equal(gate(x), x * gate.linear.bias.sigmoid(), 1e-6)

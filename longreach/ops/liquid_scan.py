@@ -13,6 +13,9 @@ Each z_p is as stable as abar is, whatever the input; the full recurrence grows 
 Axes: b batch, d channels, n modes per channel, l length, o number of terms (1 for the full recurrence).
 """
 
+from functools import partial
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
@@ -73,17 +76,20 @@ def _chunked(
     outputs = []
     for start in range(0, length, width):
         part = slice(start, start + width)
-        arguments = (u[..., part], modes, *system, full, None if mask is None else mask[:, part])
+        stretch = partial(_stretch, full=full, mask=None if mask is None else mask[:, part])
         if length > width and torch.is_grad_enabled():
-            y, modes = checkpoint(_stretch, *arguments, use_reentrant=False, preserve_rng_state=False)
+            y, modes = cast(
+                tuple[Tensor, Tensor],
+                checkpoint(stretch, u[..., part], modes, *system, use_reentrant=False, preserve_rng_state=False),
+            )
         else:
-            y, modes = _stretch(*arguments)
+            y, modes = stretch(u[..., part], modes, *system)
         outputs.append(y)
     return torch.cat(outputs, dim=-1), modes
 
 
 def _stretch(
-    u: Tensor, modes: Tensor, log_abar: Tensor, bbar: Tensor, C: Tensor, full: bool, mask: Tensor | None
+    u: Tensor, modes: Tensor, log_abar: Tensor, bbar: Tensor, C: Tensor, *, full: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """All positions at once, one scan for each term."""
     drive = (u.mT[..., None] * bbar).flatten(2)  # (b, l, d n)

@@ -70,7 +70,7 @@ def system_weights(theirs: Tensors, mixer: DSS, prefix: str = "") -> dict[str, T
     else:
         modes = dict(zip(("A_real", "A_imag"), theirs[f"{prefix}Lambda"].unbind(-1), strict=True))
     W = theirs[f"{prefix}W"].reshape(mixer.W.shape)  # directions come first, then channels
-    return {"log_dt": log_dt.repeat(mixer.d_model // len(log_dt), 1), "W": W, **modes}
+    return {"log_dt": log_dt.repeat(mixer.d_model // len(log_dt), 1), "W": W} | modes
 
 
 def published_kernels(mixer: DSS, length: int) -> Tensor:

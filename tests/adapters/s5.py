@@ -129,7 +129,7 @@ def build_layer(config: dict[str, Any], options: dict[str, Any], rate: float) ->
         norm="batch" if batch else "layer",
         norm_position="pre" if options.get("prenorm", False) else "post",
     )
-    layer.norm.eps = 1e-5 if batch else 1e-6
+    cast(Any, layer.norm).eps = 1e-5 if batch else 1e-6
     return layer
 
 
