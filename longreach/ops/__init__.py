@@ -9,7 +9,7 @@ from longreach.ops.cauchy import cauchy
 from longreach.ops.cross_entropy import linear_cross_entropy
 from longreach.ops.delta_rule import delta_rule
 from longreach.ops.dense_conv import dense_conv
-from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step
+from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step, dplr_whole_output
 from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear_attention import linear_attention
 from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
@@ -46,6 +46,7 @@ __all__ = [
     "dplr_kernel",
     "dplr_prefill",
     "dplr_step",
+    "dplr_whole_output",
     "gated_linear_attention",
     "init_online_conv",
     "init_wkv",
