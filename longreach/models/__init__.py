@@ -4,6 +4,7 @@ from longreach.models.backbone import Backbone, Block
 from longreach.models.block_diagonal import BlockDiagonalLinear, BlockDiagonalMLP
 from longreach.models.channel_mixers import GLU, MLP, GatedMLP, S5Gate
 from longreach.models.classifier import Classifier
+from longreach.models.joint import Joint
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published import PublishedLanguageModel, load_published
@@ -19,6 +20,7 @@ __all__ = [
     "BlockDiagonalMLP",
     "Classifier",
     "GatedMLP",
+    "Joint",
     "LanguageModel",
     "LearnedPositions",
     "RWKVLanguageModel",

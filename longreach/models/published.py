@@ -19,7 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from longreach.errors import InputError
-from longreach.models import published_mega, published_rwkv, published_safari, published_striped_hyena
+from longreach.models import (
+    published_mega,
+    published_rwkv,
+    published_s4,
+    published_safari,
+    published_striped_hyena,
+)
 from longreach.models.language_model import LanguageModel
 from longreach.models.published_layout import Layout, Rule, Shapes, assemble
 
@@ -30,6 +36,8 @@ DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, Value
 LAYOUTS: dict[str, Layout] = {
     "mega": published_mega.LAYOUT,
     "rwkv": published_rwkv.LAYOUT,
+    "s4": published_s4.LAYOUT,
+    "s4d": published_s4.MINIMAL,
     "safari": published_safari.LAYOUT,
     "stripedhyena": published_striped_hyena.LAYOUT,
 }
@@ -189,7 +197,7 @@ def _differences(
     for name, other in tied.items():
         if other in tensors and not torch.equal(tensors[name], tensors[other]):
             found.append(f"not tied: {name} differs from {other}, which should be the same tensor")
-    used = {rule.theirs for rule in rules} | set(tied)
+    used = {name for rule in rules for name in (rule.theirs, *rule.also)} | set(tied)
     return found + [f"unknown: {name}" for name in tensors if name not in used and not ignored(name)]
 
 

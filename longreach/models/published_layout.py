@@ -26,19 +26,23 @@ class Rule(NamedTuple):
     theirs: str
     shape: tuple[int, ...]
     """Its shape in the published file."""
-    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    view: Callable[..., Tensor] = lambda tensor: tensor
     """Published -> ours, differentiable."""
+    also: tuple[str, ...] = ()
+    """Further published tensors that `view` takes."""
 
     def within(self, ours: str, theirs: str) -> "Rule":
         """The rule for the same tensor of a part of a larger model."""
-        return self._replace(ours=f"{ours}.{self.ours}", theirs=f"{theirs}.{self.theirs}")
+        also = tuple(f"{theirs}.{name}" for name in self.also)
+        return self._replace(ours=f"{ours}.{self.ours}", theirs=f"{theirs}.{self.theirs}", also=also)
 
 
 def assemble(rules: list[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Shaped[Tensor, "..."]]:
     """Our tensors by name, made from the published ones; differentiable."""
     parts: dict[str, list[Tensor]] = {}
     for rule in rules:
-        parts.setdefault(rule.ours, []).append(rule.view(tensors[rule.theirs]))
+        sources = (tensors[name] for name in (rule.theirs, *rule.also))
+        parts.setdefault(rule.ours, []).append(rule.view(*sources))
     return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
 
 
@@ -52,6 +56,16 @@ def refuse_unknown(config: Config, known: set[str], only: Config, where: str) ->
     ]
     if wrong:
         raise InputError(f"published config of {where}: " + ", ".join(wrong))
+
+
+def completed(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
+    """A published config without sections, completed by what was inferred, and where the two contradict each other."""
+    problems = [
+        f"config: {name}={config[name]!r}, but the tensors have {known!r}"
+        for name, known in inferred.items()
+        if config.get(name) is not None and config[name] != known
+    ]
+    return {**config, **inferred}, problems
 
 
 class Layout(NamedTuple):
