@@ -1,7 +1,8 @@
 """What the authors' own published code computed, ours computes: outputs, states and all gradients.
 
 Each case is one .safetensors file: inputs, outputs, a cotangent, the published parameters and their gradients; the
-constructor's arguments are in the metadata.  The loss is sum(output * cotangent).  Set LONGREACH_GOLDEN to read
+constructor's arguments are in the metadata.  The loss is sum(output * cotangent), plus the same of a second output if
+there is a cotangent for it ("output_p", "cotangent_p").  Set LONGREACH_GOLDEN to read
 another folder of the same format.  What a file holds is compared, or named with a reason: nothing passes in silence.
 """
 
@@ -115,7 +116,9 @@ def check(published: Published, tensors: dict[str, Tensor], tolerance: Tolerance
     gradients = [name for name in tensors if name.startswith("grad")]
     if gradients:
         wanted = [_leaf_of(name, published, leaves) for name in gradients]
-        found = torch.autograd.grad(results["output"], wanted, others["cotangent"], allow_unused=True)
+        cotangents = [name for name in others if name.startswith("cotangent")]
+        outputs = [results[name.replace("cotangent", "output")] for name in cotangents]
+        found = torch.autograd.grad(outputs, wanted, [others[name] for name in cotangents], allow_unused=True)
         noise = 4 * torch.finfo(torch.float64).eps * max(_largest(expected[name]) for name in gradients)
         for name, leaf, gradient in zip(gradients, wanted, found, strict=True):
             actual = torch.zeros_like(leaf) if gradient is None else gradient

@@ -91,7 +91,7 @@ class Nystromformer(SequenceMixer[State]):
             y = attention(query, keys, seen, AttentionMask(key_mask=used))
             if self.conv is None:
                 return y
-            return y + F.conv2d(value, self.conv, padding=(self.conv.shape[2] // 2, 0), groups=self.heads.n_heads)
+            return y + F.conv2d(value, self.conv, padding=(self.conv.shape[2] // 2, 0), groups=len(self.conv))
 
 
 def segment_means(

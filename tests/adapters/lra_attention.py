@@ -5,16 +5,17 @@ an independent reference describes itself.  The tables map these names to adapte
 
     adapters.lra.blocks     full attention, block patterns, sorting and hashing
     adapters.lra.encoders   the models around full attention
-    adapters.lra.kernels    linear, low-rank, synthetic and Fourier variants, gated attention units
+    adapters.lra.kernels    linear, low-rank, synthetic and Fourier variants
+    adapters.lra.gated      Luna and the gated attention unit
 """
 
 import re
 from typing import Any
 
 from adapters import Declined, Published
-from adapters.lra import blocks, encoders, kernels
+from adapters.lra import blocks, encoders, gated, kernels
 
-TABLE = blocks.TABLE | encoders.TABLE | kernels.TABLE
+TABLE = blocks.TABLE | encoders.TABLE | kernels.TABLE | gated.TABLE
 
 
 def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:

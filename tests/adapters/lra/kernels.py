@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from adapters import Declined, Published, Tensors
-from adapters.lra import Table, merging, output_at_real_positions, projection
-from longreach.mixers import LinearTransformer, Linformer, Performer, PerformerOptions, Synthesizer, SynthesizerScores
+from adapters.lra import Table, merging, output_at_real_positions, projection, real_positions
+from longreach.mixers import (
+    FNet,
+    LinearTransformer,
+    Linformer,
+    Nystromformer,
+    Performer,
+    PerformerOptions,
+    Synthesizer,
+    SynthesizerScores,
+)
 from longreach.mixers.heads import Heads
 
 KERNELS = {
@@ -166,7 +175,36 @@ def synthesizer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
     return Published(mixer, weights, output_at_real_positions if dot_product else ignoring_padding)
 
 
+def fnet(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """The plain sums."""
+    return Published(FNet(1, normalisation="none"), lambda theirs: {})
+
+
+def nystromformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """What lies between the projections."""
+    conv_width = config.get("conv_kernel")
+    mixer = Nystromformer(
+        config["head_dim"],
+        n_heads=1,
+        n_landmarks=config["num_landmarks"],
+        iterations=config.get("pinv_iterations", 6),
+        conv_width=conv_width,
+    )
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        unused = {f"heads.{name}": value.detach() for name, value in mixer.heads.state_dict().items()}
+        return unused if conv_width is None else unused | {"conv": theirs["conv.weight"]}
+
+    def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
+        query, key, value = (tensors[f"input_{name}"] for name in "qkv")
+        return {"output": mixer.attend(query, key, value, real_positions(tensors))}
+
+    return Published(mixer, weights, run)
+
+
 TABLE: Table = {
+    "FNet mixing sublayer": fnet,
+    "Nystromformer": nystromformer,
     "LinearAttention": linear_transformer,
     "LinformerAttention": linformer,
     "SynthesizerAttention": synthesizer,
