@@ -20,7 +20,7 @@ from adapters import Declined, Published, Tensors
 from longreach import ops
 from longreach.hippo import low_rank, transition
 from longreach.mixers import S5, S5Options
-from longreach.mixers.s5 import S5State, _drive, _eigenvectors
+from longreach.mixers.s5 import S5State, _drive, _eigenvectors, _read
 from longreach.models import Block, S5Gate
 
 
@@ -89,15 +89,6 @@ def system_weights(theirs: Tensors, mixer: S5, prefix: str = "") -> dict[str, Te
     }
 
 
-def states_of(mixer: S5, x: Tensor, initial: Tensor | None = None) -> Tensor:
-    """The modes after every position, in the forward direction."""
-    abar, bbar, _ = mixer._system()
-    drive = _drive(x, bbar)
-    return ops.linear_scan(
-        mixer._ratio(abar, drive), drive, torch.zeros_like(drive[:, 0]) if initial is None else initial
-    )
-
-
 def system(config: dict[str, Any]) -> Published:
     """The system on one sequence (L, H)."""
 
@@ -106,7 +97,7 @@ def system(config: dict[str, Any]) -> Published:
         abar, bbar, _ = mixer._system()
         results = {
             "output": mixer(x)[0],
-            "states": torch.view_as_real(states_of(mixer, x)[0]),
+            "states": torch.view_as_real(scanned(mixer, x, None)[1][0]),
             "Lambda_bar": torch.view_as_real(abar),
             "B_bar": torch.view_as_real(bbar),
         }
@@ -165,11 +156,12 @@ def apply_layer(layer: Any, x: Tensor) -> Tensor:
 def layer(config: dict[str, Any]) -> Published:
     """One layer."""
     ours = build_layer(config["ssm"], config["layer"], config.get("step_rescale", 1.0))
-    return Published(
-        ours,
-        lambda theirs: layer_weights(theirs, ours),
-        lambda module, tensors: {"output": apply_layer(module, tensors["input"])},
-    )
+
+    def run(module: Any, tensors: Tensors) -> dict[str, Tensor]:
+        module.norm.train(config.get("training", False))  # batch norm by the statistics of this batch
+        return {"output": apply_layer(module, tensors["input"])}
+
+    return Published(ours, lambda theirs: layer_weights(theirs, ours), run)
 
 
 def model(config: dict[str, Any]) -> Published:
@@ -243,31 +235,49 @@ def torch_weights(theirs: Tensors, prefix: str, directions: int) -> dict[str, Te
 
 
 def torch_system(config: dict[str, Any]) -> Published:
-    """The PyTorch system with its states, from a given one on."""
+    """The PyTorch system with its states, from a given one on.
+
+    As published, only the forward direction is liquid, the first step from a given state is not, and that state also
+    enters the first position of the backward direction.  In these cases the mixer has other results.
+    """
     bidirectional, liquid = config.get("bidir", False), config.get("liquid", False)
-    if bidirectional and liquid:
-        return liquid_both_ways(config)
+    mixer = build_torch(config, bidirectional=bidirectional, liquid=liquid)
 
     def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
         x, initial = tensors["input"], None
         if "state/0" in tensors:
             initial = torch.view_as_complex(tensors["state/0"])
-            output, state = mixer.prefill(x, S5State(initial))
-        elif mixer.causal:
-            output, state = mixer(x), mixer.prefill(x, mixer.init_state(len(x)))[1]
-        else:
-            output, state = mixer(x), None
+        output, states = scanned(mixer, x, initial)
+        last = states[:, -1]
+        if mixer.causal and not (liquid and initial is not None):
+            output, state = mixer.prefill(x, mixer.init_state(len(x)) if initial is None else S5State(initial))
+            last = state.modes
+        if initial is None and not (liquid and bidirectional):
+            output = mixer(x)
         results = {"output": output}
         if "states" in tensors:
-            results["states"] = torch.view_as_real(states_of(mixer, x, initial))
-        if state is not None and "state/L" in tensors:
-            results["state/L"] = torch.view_as_real(state.modes)
+            results["states"] = torch.view_as_real(states)
+        if "state/L" in tensors:
+            results["state/L"] = torch.view_as_real(last)
         if "step_output" in tensors:
             results["step_output"] = steps(mixer, x, mixer.init_state(len(x)) if initial is None else S5State(initial))
         return results
 
-    mixer = build_torch(config, bidirectional=bidirectional, liquid=liquid)
     return Published(mixer, lambda theirs: torch_weights(theirs, "seq.", 2 if bidirectional else 1), run)
+
+
+def scanned(mixer: S5, x: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The published scans: a given state is added to what drives the first position."""
+    abar, bbar, (past, *future) = mixer._system()
+    drive = _drive(x, bbar)
+    if initial is not None:
+        drive = torch.cat([drive[:, :1] + (abar * initial)[:, None], drive[:, 1:]], dim=1)
+    rest = torch.zeros_like(drive[:, 0])
+    states = ops.linear_scan(mixer._ratio(abar, drive), drive, rest)
+    y = _read(states, past) + mixer.D * x
+    for C in future:
+        y = y + _read(ops.linear_scan(abar.expand_as(drive), drive.flip(1), rest).flip(1), C)
+    return y, states
 
 
 def steps(mixer: S5, x: Tensor, state: S5State) -> Tensor:
@@ -277,32 +287,6 @@ def steps(mixer: S5, x: Tensor, state: S5State) -> Tensor:
         y, state = mixer.step(x_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1)
-
-
-def liquid_both_ways(config: dict[str, Any]) -> Published:
-    """As published, only the forward direction is liquid."""
-    mixers = nn.ModuleDict(
-        {
-            "past": build_torch(config, bidirectional=False, liquid=True),
-            "future": build_torch(config, bidirectional=False, liquid=False),
-        }
-    )
-
-    def weights(theirs: Tensors) -> dict[str, Tensor]:
-        ours = torch_weights(theirs, "seq.", 2)
-        past, future = ours | {"C": ours["C"][:1]}, ours | {"C": ours["C"][1:], "D": torch.zeros_like(ours["D"])}
-        return {f"past.{key}": value for key, value in past.items()} | {
-            f"future.{key}": value for key, value in future.items()
-        }
-
-    def run(mixers: Any, tensors: Tensors) -> dict[str, Tensor]:
-        x = tensors["input"]
-        results = {"output": mixers["past"](x) + mixers["future"](x.flip(1)).flip(1)}
-        if "states" in tensors:
-            results["states"] = torch.view_as_real(states_of(mixers["past"], x))
-        return results
-
-    return Published(mixers, weights, run)
 
 
 def block(config: dict[str, Any]) -> Published:
