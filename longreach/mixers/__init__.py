@@ -24,6 +24,7 @@ from longreach.mixers.mega import Mega, MegaOptions
 from longreach.mixers.monarch_mixer import MonarchMixer
 from longreach.mixers.nystromformer import Nystromformer
 from longreach.mixers.performer import Performer, PerformerOptions
+from longreach.mixers.reformer import Reformer
 from longreach.mixers.rwkv4 import RWKV4
 from longreach.mixers.rwkv5 import RWKV5
 from longreach.mixers.rwkv6 import RWKV6
@@ -74,6 +75,7 @@ __all__ = [
     "Performer",
     "PerformerOptions",
     "RWKVChannelMix",
+    "Reformer",
     "S4DOptions",
     "S4Options",
     "S5Options",

@@ -1,7 +1,7 @@
 """Attention over patterns of blocks in the configurations in which it is tested."""
 
 from cases import WIDTH, Cases, Learners
-from longreach.mixers import BigBird, LocalAttention, Longformer, SparseAttention, SparseOptions
+from longreach.mixers import BigBird, LocalAttention, Longformer, Reformer, SparseAttention, SparseOptions
 
 CASES: Cases = {
     "bigbird": lambda: BigBird(WIDTH, n_heads=2, block_size=3, n_random=1),
@@ -17,6 +17,9 @@ CASES: Cases = {
     "longformer-bidirectional": lambda: Longformer(
         WIDTH, n_heads=2, window=4, dilation=2, global_positions=(0, 9), causal=False
     ),
+    "reformer": lambda: Reformer(WIDTH, n_heads=2, n_buckets=4, window=3),
+    "reformer-plain": lambda: Reformer(WIDTH, n_buckets=2, n_hashes=1, window=9, position="none", bias=True, seed=1),
+    "reformer-bidirectional": lambda: Reformer(WIDTH, n_heads=2, n_buckets=2, n_hashes=3, window=5, causal=False),
     "sparse-fixed": lambda: SparseAttention(WIDTH, n_heads=2, stride=5, options=SparseOptions(n_summary=2)),
     "sparse-strided": lambda: SparseAttention(
         WIDTH, head_dim=3, pattern="strided", stride=4, position="none", bias=True
@@ -34,4 +37,9 @@ LEARNERS: Learners = {
     "LocalAttention": lambda width: LocalAttention(width, n_heads=2, block_size=8, n_neighbours=1),
     "Longformer": lambda width: Longformer(width, n_heads=2, window=12),
     "SparseAttention": lambda width: SparseAttention(width, n_heads=2, stride=6, options=SparseOptions(n_summary=2)),
+}
+
+DETECTORS: Learners = {
+    # one projection for queries and keys cannot prefer what is two positions back to what is one back
+    "Reformer": lambda width: Reformer(width, n_heads=2, n_buckets=2, n_hashes=2, window=24),
 }

@@ -8,12 +8,14 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters import Declined, Published, Tensors
 from adapters.lra import Table, merging, output_at_real_positions, projection, real_positions
 from longreach.mixers import Attention, BigBird, LocalAttention, Longformer, SparseAttention, SparseOptions
+from longreach.mixers.reformer import lsh_buckets
+from longreach.ops import block_attention, merge_attention
 
 
 def projected(theirs: Tensors) -> dict[str, Tensor]:
@@ -144,11 +146,49 @@ def pattern_of(mixer: SparseAttention, length: int) -> Tensor:
     return (mixer._visible(position[None, :, None], position[None, None]) & (position[:, None] >= position))[None]
 
 
+def reformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
+    """ReformerAttention, put together from our hash and our block attention: it differs from the paper in all of this.
+
+    Zeros are added and hashed; keys are not normalised; scores are multiplied with sqrt(e); buckets are no limit; all
+    rounds are sorted together and cut into n_buckets chunks each, the first of which sees the last one; there is no
+    output projection, and the heads end up in the axis of positions.
+    """
+    chunk, n_heads, n_chunks = config["chunk_len"], config["num_heads"], config["n_hashes"] * config["n_buckets"]
+    module = nn.ModuleDict({name: nn.Linear(config["input_dim"], 1, bias=False) for name in ("query", "value")})
+
+    def weights(theirs: Tensors) -> dict[str, Tensor]:
+        return {f"{name}.weight": projection(theirs, name) for name in module}
+
+    def run(module: Any, tensors: Tensors) -> dict[str, Tensor]:
+        x, length = tensors["input"], tensors["input"].shape[1]
+        x = F.pad(x, (0, 0, 0, chunk - length % chunk))
+        query, value = (module[name](x).unflatten(-1, (n_heads, -1)).transpose(1, 2) for name in ("query", "value"))
+        rotations = tensors["rotations"].movedim(0, 1)[:, None].expand(-1, n_heads, -1, -1)
+        buckets = lsh_buckets(query, rotations) + config["n_buckets"] * torch.arange(config["n_hashes"])[:, None]
+        order = buckets.flatten(2).argsort(dim=-1, stable=True)
+        query, value = (in_order(x.repeat(1, 1, config["n_hashes"], 1), order) for x in (query, value))
+        table = (torch.arange(n_chunks)[:, None] - torch.arange(2)) % n_chunks
+        size, scale = query.shape[2] // n_chunks, query.shape[3] ** 0.5
+        y, log_total = block_attention(query, query, value, table[None, None], size, scale=scale)
+        back = order.argsort(-1)
+        rounds = (in_order(x, back).chunk(config["n_hashes"], dim=2) for x in (y, log_total[..., None]))
+        y, _ = merge_attention(*((y, log[..., 0]) for y, log in zip(*rounds, strict=True)))
+        return {"output": y.reshape(*x.shape)[:, :length]}
+
+    return Published(module, weights, run)
+
+
+def in_order(x: Tensor, order: Tensor) -> Tensor:
+    """The positions of x (b, h, l, e) in the order (b, h, l)."""
+    return x.gather(2, order[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+
 TABLE: Table = {
     "BigBirdAttention": bigbird,
     "SelfAttention": full,
     "block-local attention": local,
     "LocalAttention": strided,
+    "ReformerAttention": reformer,
     "SparseAttention": sparse,
     "LongformerAttention": longformer,
 }
