@@ -67,7 +67,9 @@ class GAU(SequenceMixer[KeyValueCache]):
         """Attend over the whole sequence."""
         self._check_length(x.shape[1])
         gate, query, key, value = self._project(x)
-        position = torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
+        position = torch.arange(x.shape[1], device=x.device)[None]
+        if mask is not None:
+            position = torch.where(mask, mask.cumsum(1) - 1, position)
         rule = AttentionMask(self.causal, None, mask, None, None, position, position)
         return self._attend(gate, query, key, value, rule)
 

@@ -98,9 +98,9 @@ def segment_means(
     mask: Bool[Tensor, "b l"], n_segments: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "b {n_segments} l"], Bool[Tensor, "b {n_segments}"]]:
     """The matrix of means over segments of the real positions, which come first; and which segments are not empty."""
-    length = mask.sum(1, keepdim=True)
+    length = mask.sum(1, keepdim=True).clamp(min=1)  # a row of padding has one segment, with the mean zero
     count = length.clamp(max=n_segments)
-    segment = torch.arange(mask.shape[1], device=mask.device) * count // length.clamp(min=1)
+    segment = torch.arange(mask.shape[1], device=mask.device) * count // length
     number = torch.arange(n_segments, device=mask.device)
     member = (segment[:, None] == number[:, None]) & mask[:, None]
     return member / member.sum(-1, keepdim=True).clamp(min=1).to(dtype), number < count

@@ -39,7 +39,8 @@ def random_directions(
     if kind == "independent":
         return gaussian
     n_blocks = -(-n_directions // width)
-    blocks, _ = torch.linalg.qr(torch.randn(n_blocks, width, width, generator=generator))
+    blocks, triangles = torch.linalg.qr(torch.randn(n_blocks, width, width, generator=generator))
+    blocks = blocks * triangles.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # LAPACK's signs are not random
     rows = blocks.mT.flatten(0, 1)[:n_directions]
     return rows * (width**0.5 if kind == "orthogonal-unit" else gaussian.norm(dim=1, keepdim=True))
 
