@@ -10,6 +10,7 @@ from longreach.mixers.fnet import FNet
 from longreach.mixers.gau import GAU
 from longreach.mixers.gss import GSS
 from longreach.mixers.h3 import H3, H3Options
+from longreach.mixers.hippo_memory import HiPPOMemory, HiPPOMemoryOptions
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.kernel_network import KernelOptions
@@ -58,6 +59,8 @@ __all__ = [
     "FNet",
     "FilterOptions",
     "H3Options",
+    "HiPPOMemory",
+    "HiPPOMemoryOptions",
     "Hyena",
     "KernelOptions",
     "LinearTransformer",
