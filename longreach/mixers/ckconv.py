@@ -72,7 +72,7 @@ class CKConv(Convolution):
         extent = 1.0 if mask_width is None else min(1.0, mask_width * 5 / 3)  # the part of the kernel that is seen
         inputs = (d_model if dense else 1) * kernel_length * (1.0 if mask_width is None else extent)
         n_kernels = d_model**2 if dense else d_model
-        self.network = make_network(n_kernels, kernel, deviation=inputs**-0.5, bias=bias, extent=extent)
+        self.network = make_network(n_kernels, kernel, size=inputs**-0.5, bias=bias, extent=extent)
         self.mask = None if mask_width is None else nn.Parameter(torch.tensor([1.0, mask_width]))
         self.bias = nn.Parameter(torch.zeros(d_model)) if bias else None
         self.dropout = nn.Dropout(dropout)

@@ -102,7 +102,7 @@ class Hyena(SequenceMixer[HyenaState]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence, O(order l d (log l + d))."""
-        self._check_length(x.shape[1])
+        self.filter.refuse_longer(x.shape[1], "Hyena")
         kernels, skips = self._kernels(x.shape[1]), self._skips()
 
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
@@ -129,7 +129,7 @@ class Hyena(SequenceMixer[HyenaState]):
     ) -> tuple[Float[Tensor, "b l d"], HyenaState]:
         """Mix a chunk, O(order l d (log l + d)).  Padding may stand before the first real position of a row only."""
         past = held_inputs(state.stages[0])  # nothing is forgotten before `max_length`
-        self._check_length(sum(block.shape[-1] for block in past) + x.shape[1])
+        self.filter.refuse_longer(sum(block.shape[-1] for block in past) + x.shape[1], "Hyena")
         if mask is not None:
             refuse_late_padding(mask, [state.tail, *past])
         skips, stages = self._skips(), list(state.stages)
@@ -151,13 +151,6 @@ class Hyena(SequenceMixer[HyenaState]):
         y = self._alternate(self._shorten(projected, mask, state.tail), convolve)
         tail = short_conv_tail(projected, state.tail, self.short_width)
         return y, HyenaState(tail, tuple(stages))
-
-    def _check_length(self, length: int) -> None:
-        if length > self.filter.length:
-            raise InputError(
-                f"a sequence of {length} positions is longer than the filters of this Hyena, which have "
-                f"max_length={self.filter.length} taps; build and train it with a larger max_length, or read less"
-            )
 
     def _kernels(self, count: int) -> Float[Tensor, "o d {count}"]:
         """The first taps of the long filters, with their factor."""

@@ -30,8 +30,8 @@ from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
 from longreach.mixers.kernel_network import KernelOptions, make_network
 
-_DEVIATION = 6**-0.5
-"""Of the taps that another network than Hyena's draws at the start: about that of Hyena's."""
+_SIZE = 6**-0.5
+"""Of the taps that another network than Hyena's draws at the start: that of Hyena's, about."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class ImplicitFilter(nn.Module):
             self._hold("features", position_features(length, options.embedding_dim), options.features_lr)
         else:
             kernel = KernelOptions(options.network, options.width, options.inner_layers + 2, options.sine_frequency)
-            self.network = make_network(n_filters * d_model, kernel, deviation=_DEVIATION)
+            self.network = make_network(n_filters * d_model, kernel, size=_SIZE)
             if two_sided:
-                self.future_network = make_network(n_filters * d_model, kernel, deviation=_DEVIATION)
+                self.future_network = make_network(n_filters * d_model, kernel, size=_SIZE)
         if options.modulate:
             self._hold("decay", _decay_rates(d_model, n_filters, options), options.decay_lr)
 
@@ -163,6 +163,14 @@ class ImplicitFilter(nn.Module):
             return self._shape(count, partial(self._draw, self.future_network))
         network = self.future_weights, self.future_biases, self.future_output
         return self._shape(count, partial(self._sines, *network))
+
+    def refuse_longer(self, length: int, mixer: str) -> None:
+        """Raise InputError if there are fewer taps than positions; `mixer` is the name of whose filter this is."""
+        if length > self.length:
+            raise InputError(
+                f"a sequence of {length} positions is longer than the filters of this {mixer}, which have "
+                f"max_length={self.length} taps; build and train it with a larger max_length, or read less"
+            )
 
     def _check(self, count: int) -> None:
         if count > self.length:

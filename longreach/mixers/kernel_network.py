@@ -9,8 +9,8 @@ Positions run from 1, the present, to -1, the farthest past.  With a the activat
                       g_i(x) = exp(-(gamma (x - mu))^2 / 2) sin(w x + c)     1 / gamma is the width of a window
     taps = W h + b
 
-The last layer starts so that the taps have about the deviation that is asked for.  A convolution with k taps of
-deviation k^-1/2 keeps the variance of white noise, and no norm has to follow it.
+The last layer starts so that the taps have the root mean square that is asked for.  A convolution with k taps of size
+k^-1/2 keeps the variance of white noise, and no norm has to follow it.
 
 CKConv: Romero et al. 2021, https://arxiv.org/abs/2102.02611.  FlexConv: Romero et al. 2021, https://arxiv.org/abs/2110.08059.
 
@@ -69,11 +69,10 @@ class Perceptron(nn.Module):
     Args:
         n_outputs: taps at each position.
         options: what the network looks like.
-        deviation: of the taps at the start, about.
         bias: add a trained constant in every layer.
     """
 
-    def __init__(self, n_outputs: int, options: KernelOptions, *, deviation: float = 1.0, bias: bool = True) -> None:
+    def __init__(self, n_outputs: int, options: KernelOptions, *, bias: bool = True) -> None:
         super().__init__()
         fourier = options.network == "random_fourier"
         if options.layers < 2 + fourier or options.width < 1 or (fourier and options.width % 2):
@@ -92,7 +91,7 @@ class Perceptron(nn.Module):
             self.frequencies = nn.Parameter(scale * torch.randn(options.width // 2))
             self.phases = nn.Parameter(torch.empty(options.width // 2).uniform_(-1, 1))
             widths = widths[1:]
-        layers = _start(widths, options, deviation)
+        layers = _start(widths, options)
         self.weights = nn.ParameterList(weight for weight, _ in layers)
         self.gains = nn.ParameterList(weight.norm(dim=1) for weight, _ in layers) if options.weight_norm else None
         self.biases = nn.ParameterList(constant for _, constant in layers) if bias else None
@@ -111,6 +110,10 @@ class Perceptron(nn.Module):
         taps = self._weight(-1) @ h.mT
         return taps if self.biases is None else taps + self.biases[-1][:, None]
 
+    def scale_output(self, factor: Float[Tensor, ""]) -> None:
+        """Multiply the weights of the last layer."""
+        (self.weights if self.gains is None else self.gains)[-1].mul_(factor)
+
     def _weight(self, i: int) -> Float[Tensor, "b a"]:
         weight = self.weights[i]
         if self.gains is None:
@@ -124,7 +127,6 @@ class Magnet(nn.Module):
     Args:
         n_outputs: taps at each position.
         options: what the network looks like.
-        deviation: of the taps at the start, about.
         bias: add a trained constant in every linear map.
         extent: the windows start in this part of the positions, next to the present.
     """
@@ -134,7 +136,6 @@ class Magnet(nn.Module):
         n_outputs: int,
         options: KernelOptions,
         *,
-        deviation: float = 1.0,
         bias: bool = True,
         extent: float = 1.0,
     ) -> None:
@@ -153,7 +154,7 @@ class Magnet(nn.Module):
         self.phase = nn.Parameter(torch.empty(shape).uniform_(-math.pi, math.pi))
         self.weights = nn.ParameterList(_uniform(width, width, bound=width**-0.5) for _ in range(options.layers))
         self.biases = nn.ParameterList(torch.zeros(width) for _ in range(options.layers)) if bias else None
-        self.output = nn.Parameter(_uniform(n_outputs, width, bound=deviation * (6 / width) ** 0.5))
+        self.output = nn.Parameter(_uniform(n_outputs, width, bound=1.0))
         self.output_bias = nn.Parameter(torch.zeros(n_outputs)) if bias else None
 
     def forward(self, position: Float[Tensor, " n"]) -> Float[Tensor, "c n"]:
@@ -163,6 +164,10 @@ class Magnet(nn.Module):
             h = factor * F.linear(h, self.weights[i], None if self.biases is None else self.biases[i])
         taps = self.output @ h.mT
         return taps if self.output_bias is None else taps + self.output_bias[:, None]
+
+    def scale_output(self, factor: Float[Tensor, ""]) -> None:
+        """Multiply the weights of the last map."""
+        self.output.mul_(factor)
 
     def _filter(self, i: int, position: Float[Tensor, " n"]) -> Float[Tensor, "n w"]:
         window = (-0.5 * (self.sharpness[i] * (position[:, None] - self.centre[i])).square()).exp()
@@ -178,12 +183,20 @@ class Magnet(nn.Module):
 
 
 def make_network(
-    n_outputs: int, options: KernelOptions, *, deviation: float = 1.0, bias: bool = True, extent: float = 1.0
+    n_outputs: int, options: KernelOptions, *, size: float = 1.0, bias: bool = True, extent: float = 1.0
 ) -> Perceptron | Magnet:
-    """The network that the options name; see the classes for the arguments."""
+    """The network that the options name.
+
+    Its taps start with the root mean square `size` over the part `extent` of the positions that is next to the present.
+    """
     if options.network == "magnet":
-        return Magnet(n_outputs, options, deviation=deviation, bias=bias, extent=extent)
-    return Perceptron(n_outputs, options, deviation=deviation, bias=bias)
+        network = Magnet(n_outputs, options, bias=bias, extent=extent)
+    else:
+        network = Perceptron(n_outputs, options, bias=bias)
+    with torch.no_grad():
+        taps = network.eval()(torch.linspace(1 - 2 * extent, 1, 256))
+        network.train().scale_output(size / taps.square().mean().sqrt().clamp(min=1e-4))
+    return network
 
 
 class _LayerNorm(nn.Module):
@@ -198,7 +211,7 @@ class _LayerNorm(nn.Module):
         return F.group_norm(h.mT[None], 1, self.weight, self.bias, eps=1e-12)[0].mT
 
 
-def _start(widths: list[int], options: KernelOptions, deviation: float) -> list[tuple[Tensor, Tensor]]:
+def _start(widths: list[int], options: KernelOptions) -> list[tuple[Tensor, Tensor]]:
     """Weights and constants of all layers.
 
     Sines start as SIREN does.  The units of relu and its like bend at positions that are equally spaced, those of one
@@ -219,7 +232,7 @@ def _start(widths: list[int], options: KernelOptions, deviation: float) -> list[
             constant = -(h @ weight.mT).diagonal().clone()
             h = ACTIVATIONS[options.network](h @ weight.mT + constant)
         layers.append((weight, constant))
-    return [*layers, (_uniform(b, a, bound=deviation * (6 / a) ** 0.5), torch.zeros(b))]
+    return [*layers, (_uniform(b, a, bound=1.0), torch.zeros(b))]
 
 
 def _uniform(*shape: int, bound: float) -> Tensor:

@@ -90,7 +90,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence, O(l d (log l + d))."""
-        self._check_length(x.shape[1])
+        self.filter.refuse_longer(x.shape[1], "MonarchMixer")
 
         def convolve(
             u: Tensor,
@@ -131,7 +131,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         if not self.causal:
             raise self._no_recurrent_view()
         past = held_inputs(state.stages[0])  # nothing is forgotten before `max_length`
-        self._check_length(sum(block.shape[-1] for block in past) + x.shape[1])
+        self.filter.refuse_longer(sum(block.shape[-1] for block in past) + x.shape[1], "MonarchMixer")
         if mask is not None:
             refuse_late_padding(mask, [state.tail, *past])
         projected, stages = project(x, self.projections, mask), []
@@ -153,13 +153,6 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
     ) -> tuple[Tensor, ...]:
         """The gates before and after the convolution, and what they gate."""
         return shorten(projected, self.short_weight, self.short_bias, mask, tail).chunk(3, dim=1)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.filter.length:
-            raise InputError(
-                f"a sequence of {length} positions is longer than the filters of this MonarchMixer, which have "
-                f"max_length={self.filter.length} taps; build and train it with a larger max_length, or read less"
-            )
 
 
 def _silent(x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b l d"]:
