@@ -47,7 +47,7 @@ def discretise(
         log_abar = A * dt
         return Sampled(log_abar, torch.expm1(log_abar) / A * B)
     half = A * dt / 2
-    return Sampled(torch.log1p(half) - torch.log1p(-half), dt / (1 - half) * B)
+    return Sampled(2 * torch.atanh(half), dt / (1 - half) * B)  # log((1 + h) / (1 - h)), without cancellation
 
 
 def discretise_matrix(

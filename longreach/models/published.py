@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.models import (
+    published_h3_release,
     published_mega,
     published_rwkv,
     published_s4,
@@ -40,6 +41,7 @@ LAYOUTS: dict[str, Layout] = {
     "s4d": published_s4.MINIMAL,
     "safari": published_safari.LAYOUT,
     "stripedhyena": published_striped_hyena.LAYOUT,
+    **published_h3_release.LAYOUTS,
 }
 """The ways of storing models that are known, by name."""
 

@@ -3,13 +3,16 @@
     x + filter(pre_norm x) or x + attention(pre_norm x), then x + mlp(post_norm x); a last norm; an output projection
 
 The first has filters of complex modes (hyena_layer_idxs); the second of real modes (hcl_layer_idxs) and two kinds of
-explicit ones (hcm_layer_idxs, hcs_layer_idxs).  Attention is rotary, with grouped keys and values.
+explicit ones (hcm_layer_idxs, hcs_layer_idxs).  Attention is rotary, with grouped keys and values.  The norm has its
+eps outside the root, but inside where it is the fused one (use_flash_rmsnorm).
 
 Published: togethercomputer/stripedhyena stripedhyena/model.py, Zymrael/vortex vortex/model/model.py.
 """
 
 import re
 from typing import Any
+
+from torch import nn
 
 from longreach.errors import InputError
 from longreach.mixers.attention import Attention
@@ -38,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "hyena_out_proj_bias": True,
     "mlp_activation": None,
     "evo2_style_activations": False,
+    "use_flash_rmsnorm": False,
     "tie_embeddings": False,
 }
 ONLY = {"final_norm": True, "use_interpolated_rotary_pos_emb": False, "smeared_gqa": False}
@@ -47,7 +51,7 @@ WITHOUT_EFFECT = {
     "low_mem_mode", "make_vocab_size_divisible_by", "max_batch_size", "max_seqlen", "mlp_dtype", "mlp_init_method",
     "mlp_output_init_method", "model_name", "model_parallel_size", "num_filters", "padding_idx", "params_dtype",
     "pipe_parallel_size", "prefill_style", "print_activations", "process_group", "rotary_emb_scaling_factor",
-    "seqlen", "tokenizer_type", "use_flash_attn", "use_flash_depthwise", "use_flash_rmsnorm", "use_flashfft",
+    "seqlen", "tokenizer_type", "use_flash_attn", "use_flash_depthwise", "use_flashfft",
     "use_fp8_input_projections", "use_hcl_kernel", "use_hcm_kernel", "use_hcs_kernel", "use_laughing_hyena",
     "vocab_file",
 }  # fmt: skip
@@ -132,10 +136,10 @@ def build(config: Config, variant: str) -> LanguageModel:
         n_layers=len(layers),
         mixers=[lambda _, i=i: _mixer(given, i) for i in layers],
         channel_mixer=lambda width: GatedMLP(width, expand=expand, activation=next(activations)),
-        norm="rms_outside",
+        norm="rms" if given["use_flash_rmsnorm"] else "rms_outside",
     )
     for module in backbone.modules():
-        if isinstance(module, RMSNormOutside):
+        if isinstance(module, RMSNormOutside | nn.RMSNorm):
             module.eps = float(given["eps"])
     return LanguageModel(given["vocab_size"], backbone, tied=given["tie_embeddings"])
 
