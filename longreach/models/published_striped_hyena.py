@@ -23,7 +23,7 @@ from longreach.models import published_striped_filter
 from longreach.models.backbone import Backbone, Block
 from longreach.models.channel_mixers import Activation, GatedMLP
 from longreach.models.language_model import LanguageModel
-from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown, same
+from longreach.models.published_layout import Config, Layout, Rule, Shapes, completed, refuse_unknown, same
 from longreach.models.published_striped_filter import NEWEST_FIRST, build_filter, filter_rules
 
 EMBEDDING, HEAD = "embedding_layer.weight", "unembed.weight"
@@ -113,12 +113,7 @@ def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
     for name in LAYERS:  # the published lists name layers beyond the last one
         if name in given:
             given[name] = [i for i in given[name] if i < inferred["num_layers"]]
-    problems = [
-        f"config: {name}={given[name]!r}, but the tensors have {known!r}"
-        for name, known in inferred.items()
-        if given.get(name) is not None and given[name] != known
-    ]
-    return {**given, **inferred}, problems
+    return completed(given, inferred)
 
 
 def build(config: Config, variant: str) -> LanguageModel:
