@@ -240,7 +240,7 @@ def test_a_smooth_past_is_remembered(measure) -> None:
     remembered = basis(measure, 32, age, laguerre) @ project(signal, measure, 32, dt=dt, laguerre=laguerre)[-1]
     past = torch.sin(1.3 * (dt * 3999 - age))
     assert (remembered - past).abs().max() < allowed
-    assert past.abs().max() > 10 * allowed
+    assert past.abs().max() > 5 * allowed
 
 
 def test_scaled_legs_remembers_everything_at_any_time() -> None:
