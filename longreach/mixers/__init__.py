@@ -35,6 +35,7 @@ from longreach.mixers.s4 import S4, S4Options
 from longreach.mixers.s4d import S4D, S4DOptions
 from longreach.mixers.s5 import S5, S5Options
 from longreach.mixers.sgconv import SGConv, SGConvOptions
+from longreach.mixers.sinkhorn import Sinkhorn
 from longreach.mixers.sparse_attention import SparseAttention, SparseOptions
 from longreach.mixers.striped_hyena import StripedHyena
 from longreach.mixers.synthesizer import Synthesizer, SynthesizerScores
@@ -85,6 +86,7 @@ __all__ = [
     "SGConv",
     "SGConvOptions",
     "SequenceMixer",
+    "Sinkhorn",
     "SparseAttention",
     "SparseOptions",
     "State",

@@ -146,6 +146,30 @@ def pattern_of(mixer: SparseAttention, length: int) -> Tensor:
     return (mixer._visible(position[None, :, None], position[None, None]) & (position[:, None] >= position))[None]
 
 
+def sinkhorn(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:
+    """SinkhornAttention, whose blocks hold every n-th position, and which sees the sum of all blocks beside its own."""
+    if len(set(config["lengths"])) > 1:
+        return Declined("padding: the published mask is laid over other positions than those that are padded")
+    if config.get("sort_activation", "softmax") == "sinkhorn":
+        return Declined("sort_activation=sinkhorn: heads and blocks are mixed up by a reshape; nothing is sorted")
+    size = config["block_size"]
+    mixer = LocalAttention(**heads(config), block_size=size, causal=False)
+
+    def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
+        assert real_positions(tensors).all()
+        x = regroup(tensors["input"], size)
+        position = torch.arange(x.shape[1])[None]
+        query, key, value = mixer._project(x, position)
+        everything = (x.unflatten(2, (-1, size)).sum(2) for x in (key, value))
+        table = torch.zeros(1, 1, x.shape[1] // size, 1, dtype=torch.int64)
+        mixture, _ = block_attention(query, *everything, table, size)
+        y = mixer._merge(mixer._mix(query, key, value, None) + mixture, position)
+        return {"output": regroup(y, y.shape[1] // size)}
+
+    unsorted = "rows of what it sorts by are made to sum to 1, and only their sum is used: it has no effect"
+    return Published(mixer, projected, run, unchecked={"param/DenseGeneral_0.kernel": unsorted})
+
+
 def reformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
     """ReformerAttention, put together from our hash and our block attention: it differs from the paper in all of this.
 
@@ -189,6 +213,7 @@ TABLE: Table = {
     "block-local attention": local,
     "LocalAttention": strided,
     "ReformerAttention": reformer,
+    "SinkhornAttention": sinkhorn,
     "SparseAttention": sparse,
     "LongformerAttention": longformer,
 }
