@@ -154,6 +154,13 @@ def test_language_model_views_agree(tied: bool) -> None:
     laws.equal(last, logits[:, -1])
 
 
+def test_embeddings_are_scaled_but_not_the_head() -> None:
+    backbone = Backbone(8, n_layers=1, mixers=[RunningSum], channel_mixer=MLP)
+    model, tokens = LanguageModel(11, backbone, embedding_scale=3.0).eval(), torch.randint(11, (2, 5))
+    hidden = backbone(3 * model.embedding.weight[tokens])
+    torch.testing.assert_close(model(tokens), hidden @ model.embedding.weight.mT)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_losses_are_the_cross_entropy_of_the_logits(tied: bool) -> None:
     model, tokens, targets = language_model(tied), torch.randint(11, (2, 9)), torch.randint(11, (2, 9))

@@ -132,7 +132,7 @@ def _remember(cache: KeyValueCache, new: KeyValueBlock, rule: ChunkRule, mask: T
         new = KeyValueBlock(key, value, new.position.gather(1, order))
     newest = slice(-rule.chunk_size, None)
     new = KeyValueBlock(new.key[:, :, newest], new.value[:, :, newest], new.position[:, newest])
-    blocks, tail, _ = append(cache, new)
+    blocks, tail, _ = append(cache, new, window=rule.chunk_size)
     start = _chunk_start(count, rule)[:, None]
     while blocks and not bool((blocks[0].position >= start).any()):
         blocks = blocks[1:]

@@ -162,11 +162,12 @@ def _tiled(
 ) -> Tensor:
     """Some queries at a time; their weights are computed again for the gradient, so that memory is O(l + m)."""
     _check(query, key, value, bias, dropout, dropout_seed)
-    mask = _located(mask, query, key, weighting)
-    how, step = Weights(weighting, dropout, dropout_seed), _rows(query, key)
-    tiles = []
-    for first in range(0, query.shape[1], step):
-        rows = slice(first, first + step)
-        arguments = (query[:, rows], key, value, bias, mask.tile(rows, slice(None)), how, first, query.shape[1])
+    in_order = mask.causal and mask.query_position is None  # then no tile sees more than a beginning of the keys
+    mask, how = _located(mask, query, key, weighting), Weights(weighting, dropout, dropout_seed)
+    length, step, tiles = query.shape[1], _rows(query, key), []
+    for first in range(0, length, step):
+        rows = slice(first, min(first + step, length))
+        seen = slice(0, key.shape[1] - length + rows.stop if in_order else key.shape[1])
+        arguments = (query[:, rows], key[:, seen], value[:, seen], bias, mask.tile(rows, seen), how, first, length)
         tiles.append(cast(Tensor, checkpoint(_attend, *arguments, use_reentrant=False, preserve_rng_state=False)))
     return torch.cat(tiles, dim=1)
