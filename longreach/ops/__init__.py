@@ -18,8 +18,8 @@ from longreach.ops.liquid_scan import liquid_scan, liquid_step
 from longreach.ops.long_conv import long_conv, low_pass
 from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
-from longreach.ops.rising_modes import RisingModes, rising_kernel, rising_prefill, rising_step
 from longreach.ops.relative_attention import relative_attention
+from longreach.ops.rising_modes import RisingModes, rising_kernel, rising_prefill, rising_step
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.token_shift import token_shift
@@ -68,10 +68,10 @@ __all__ = [
     "online_conv_prefill",
     "online_conv_step",
     "padding_first",
+    "relative_attention",
     "rising_kernel",
     "rising_prefill",
     "rising_step",
-    "relative_attention",
     "rotary",
     "short_conv",
     "short_conv_tail",
