@@ -5,11 +5,12 @@ without B and C, as one weight W for each mode, and there are no conjugate pairs
 
     K_l = Re sum_n W_n scale_n exp(dt A_n l)         y = K * u + D u
 
-    softmax        exp(dt A l) is divided by its sum over l < max_length, and by A      any A
-    exp            scale = (exp(dt A) - 1) / A                                          Re A = -exp(A_real)
-    exp-re-im      the same                                                             and Im A = exp(A_imag)
-    clip           the same                                                             Re A = min(A_real, max_real)
-    exp-no-scale, clip-no-scale                 scale = 1
+    softmax         scale = 1 / (A sum_{l < max_length} exp(dt A l))      A = A_real + i A_imag
+    exp             scale = (exp(dt A) - 1) / A                           Re A = -exp(A_real)
+    exp-re-im       the same                                              and Im A = exp(A_imag)
+    exp-no-scale    scale = 1                                             Re A = -exp(A_real)
+    clip            scale = (exp(dt A) - 1) / A                           Re A = min(A_real, max_real)
+    clip-no-scale   scale = 1                                             Re A = min(A_real, max_real)
 
 With separate_dt, Re A and Im A have time steps of their own.  The softmax lets Re A be positive: such a mode is largest
 at the far end of the kernel.  It has one length, `max_length`, whatever is read, so that all views are one function.
