@@ -69,4 +69,4 @@ def diagonalise(A: Float64[Tensor, "k k"], P: Float64[Tensor, "r k"], B: Float64
 def _split_rest(V: Tensor) -> None:
     """Where the frequency 0 occurs twice, its eigenvectors are any; a conjugate pair is made of the states at rest."""
     V[:, -1] = 0
-    V[0, -1], V[1, -1] = 1 / math.sqrt(2), 1j / math.sqrt(2)
+    V[:2, -1] = torch.tensor([1.0, 1.0j], dtype=V.dtype) / math.sqrt(2)

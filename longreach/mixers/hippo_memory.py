@@ -58,8 +58,8 @@ class HiPPOMemoryState(NamedTuple):
 
     hidden: Float[Tensor, "b d"]
     memory: Float[Tensor, "b s n"]
-    count: Int[Tensor, " b"]
-    """The number of positions read."""
+    position: Int[Tensor, " b"]
+    """How many positions were read."""
 
 
 class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
@@ -76,6 +76,9 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         options: the less common choices.
     """
 
+    change: Tensor
+    bbar: Tensor
+
     def __init__(
         self,
         d_model: int,
@@ -90,7 +93,8 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         super().__init__(d_model, causal=True)
         if min(order, n_signals) < 1 or dt <= 0:
             raise InputError(f"order={order} and n_signals={n_signals} must be at least 1, and dt={dt} positive")
-        self.order, self.n_signals, self.rule, self.options = order, n_signals, rule, options
+        self.order, self.n_signals, self.options = order, n_signals, options
+        self.rule: MatrixDiscretisation = rule
         self.scaled = measure == "scaled-legs"
         if measure != "scaled-legs":
             self._set_dynamics(measure, dt)
@@ -125,8 +129,8 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         """Nothing written."""
         weight = self.read.weight
         memory = weight.new_zeros(batch_size, self.n_signals, self.order)
-        count = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        return HiPPOMemoryState(weight.new_zeros(batch_size, self.d_model), memory, count)
+        position = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        return HiPPOMemoryState(weight.new_zeros(batch_size, self.d_model), memory, position)
 
     def step(self, x: Float[Tensor, "b d"], state: HiPPOMemoryState) -> tuple[Float[Tensor, "b d"], HiPPOMemoryState]:
         """One position."""
@@ -170,7 +174,7 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
             before = torch.arange(given.shape[1], device=given.device)[None]
         else:
             before = mask.cumsum(1) - mask.long()
-        times = before if together and mask is None else state.count[:, None] + before  # (b or 1, l)
+        times = before if together and mask is None else state.position[:, None] + before  # (b or 1, l)
         block = max(1, BLOCK_ELEMENTS // (len(times) * self.order**2))
         unit = torch.eye(self.order, dtype=torch.float64, device=given.device)
         for given_block, time in zip(given.split(block, dim=1), times.split(block, dim=1), strict=True):
@@ -183,7 +187,7 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         self, given: Tensor, weight: Tensor, state: HiPPOMemoryState, change: Tensor, bbar: Tensor
     ) -> HiPPOMemoryState:
         """One position, from what its input gives to the linear maps; `weight` is the rest of those that read."""
-        d, (hidden, memory, count) = self.d_model, state
+        d, (hidden, memory, position) = self.d_model, state
         u = given[:, : self.n_signals] + F.linear(hidden, self.write.weight[:, d:])
         if self.feedback is not None:
             u = u + (memory * self.feedback).sum(-1)
@@ -195,4 +199,4 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         after = torch.tanh(read[:, :d])
         if self.gate is not None:
             after = torch.lerp(hidden, after, torch.sigmoid(read[:, d:]))
-        return HiPPOMemoryState(after, memory, count + 1)
+        return HiPPOMemoryState(after, memory, position + 1)
