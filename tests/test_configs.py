@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longreach.tasks.corpora import Corpus
+from longreach.tasks.corpora import Corpus, MaskedCorpus
 from longreach.training import read_experiment
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -21,10 +21,12 @@ def test_a_shipped_configuration_builds(path: Path) -> None:
     experiment = read_experiment(path)
     with torch.device("meta"):  # shapes only: no memory, whatever the size
         model = experiment.model(VOCABULARY)
-    assert isinstance(experiment.task, Corpus)
-    assert model.causal
-    assert model.max_length is None or model.max_length >= experiment.task.context
-    stages = experiment.task.curriculum
+    masked = isinstance(experiment.task, MaskedCorpus)
+    corpus = experiment.task.corpus if masked else experiment.task
+    assert isinstance(corpus, Corpus)
+    assert model.causal != masked
+    assert model.max_length is None or model.max_length >= corpus.context
+    stages = corpus.curriculum
     assert experiment.training.steps is not None
     assert not stages or stages[-1].until_step < experiment.training.steps, "the full context is never trained"
 

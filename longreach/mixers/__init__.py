@@ -3,6 +3,7 @@
 from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
 from longreach.mixers.bigbird import BigBird
+from longreach.mixers.bigs import BiGS
 from longreach.mixers.causal_luna import CausalLuna
 from longreach.mixers.ckconv import CKConv
 from longreach.mixers.dss import DSS, DSSOptions
@@ -53,6 +54,7 @@ __all__ = [
     "S4D",
     "S5",
     "Attention",
+    "BiGS",
     "BigBird",
     "CKConv",
     "CausalLuna",

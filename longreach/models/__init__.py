@@ -7,6 +7,7 @@ from longreach.models.classifier import Classifier
 from longreach.models.joint import Joint
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
+from longreach.models.masked_language_model import MaskedLanguageModel
 from longreach.models.published import PublishedLanguageModel, load_published
 from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions
 
@@ -23,6 +24,7 @@ __all__ = [
     "Joint",
     "LanguageModel",
     "LearnedPositions",
+    "MaskedLanguageModel",
     "RWKVLanguageModel",
     "RWKVOptions",
     "S5Gate",

@@ -93,6 +93,7 @@ class Backbone(SequenceMixer[BackboneState]):
         norm: the kind of norm, see longreach.mixers.norms.
         norm_position: `pre` normalises the input of a branch, `post` the sum after it.
         dropout: probability of dropping a channel of a branch's output.
+        final_norm: normalise what leaves the last block, where blocks normalise their input.
         recompute: keep only the input of every block for the backward pass and compute the rest again, which
             divides the memory of training by about the number of tensors in a block and costs one more forward pass.
     """
@@ -108,6 +109,7 @@ class Backbone(SequenceMixer[BackboneState]):
         norm: Norm = "layer",
         norm_position: NormPosition = "pre",
         dropout: float = 0.0,
+        final_norm: bool = True,
         recompute: bool = False,
     ) -> None:
         if n_layers < 1 or not mixers:
@@ -125,7 +127,7 @@ class Backbone(SequenceMixer[BackboneState]):
         ]
         super().__init__(d_model, causal=all(block.mixer.causal for block in blocks))
         self.blocks = cast("list[Block]", nn.ModuleList(blocks))
-        self.norm = make_norm(norm, d_model) if norm_position == "pre" else None
+        self.norm = make_norm(norm, d_model) if norm_position == "pre" and final_norm else None
         self.recompute = recompute
         lengths = [block.mixer.max_length for block in blocks if block.mixer.max_length is not None]
         self.max_length = min(lengths, default=None)

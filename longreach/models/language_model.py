@@ -65,11 +65,15 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l v"]:
         """The logits of the token after every position."""
-        return F.linear(self.hidden(tokens, mask), self._output_weight())
+        return self.logits(self.hidden(tokens, mask))
 
     def hidden(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """The features of every position, from which the logits are made."""
         return self.backbone(self._embed(tokens), mask)
+
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """The logits that features, as `hidden` gives them, stand for."""
+        return F.linear(hidden, self._output_weight())
 
     def token_losses(
         self, tokens: Int[Tensor, "b l"], targets: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None = None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.models import (
+    published_bigs,
     published_h3_release,
     published_mega,
     published_rwkv,
@@ -35,6 +36,8 @@ DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, Value
 
 
 LAYOUTS: dict[str, Layout] = {
+    "bigs": published_bigs.FLAX,
+    "bigs-torch": published_bigs.TORCH,
     "mega": published_mega.LAYOUT,
     "rwkv": published_rwkv.LAYOUT,
     "s4": published_s4.LAYOUT,

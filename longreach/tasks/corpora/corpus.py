@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from longreach.errors import InputError
 from longreach.tasks.base import Batch, Curve, Evaluation, ModelFactory, Task
 from longreach.tasks.corpora.build import CorpusPlan
-from longreach.tasks.corpora.cache import TokenCache, TokenizedPart, default_cache, open_or_build
+from longreach.tasks.corpora.cache import TokenCache, default_cache, open_or_build
 from longreach.tasks.corpora.packing import Packer, Stage, check_sizes
 from longreach.tasks.corpora.sources import Reading, Source
 from longreach.tasks.corpora.split import Split
@@ -128,13 +128,17 @@ class Corpus(Task):
             raise InputError(f"a corpus trains language models; {name} has no token_losses: wrap it in a LanguageModel")
         if not getattr(built, "causal", True):
             raise InputError(f"{name} is not causal: it would read the tokens that it is to predict; use causal mixers")
-        limit = cast(_Predictor, built).max_length
+        self.require_context(built)
+        return built
+
+    def require_context(self, model: nn.Module) -> None:
+        """Raise InputError unless the model reads the whole context."""
+        limit = cast(_Predictor, model).max_length
         if limit is not None and limit < self.context:
             raise InputError(
-                f"context = {self.context} is longer than max_length = {limit} of {name}; "
+                f"context = {self.context} is longer than max_length = {limit} of {type(model).__name__}; "
                 "lower task.context or raise the model's max_length"
             )
-        return built
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """Windows of the training text, see `packing`."""
@@ -162,7 +166,7 @@ class Corpus(Task):
         model.eval()
         try:
             with torch.no_grad():
-                for batch in self._evaluation_batches(self.cache.parts["validation"]):
+                for batch in self.evaluation_batches():
                     losses = cast(_Predictor, model).token_losses(batch.inputs.to(device), batch.targets.to(device))
                     tally.add(batch.targets, losses)
         finally:
@@ -184,8 +188,9 @@ class Corpus(Task):
         """Write tokenizer.json, with which the model's tokens can be read anywhere."""
         self.tokenizer.save(folder / "tokenizer.json")
 
-    def _evaluation_batches(self, part: TokenizedPart) -> Iterator[Batch]:
-        """Windows of the part in order: all of them, or as many as the budget allows at equal distances."""
+    def evaluation_batches(self) -> Iterator[Batch]:
+        """Windows of the validation part in order: all, or as many as the budget allows at equal distances."""
+        part = self.cache.parts["validation"]
         n_targets = len(part.tokens) - 1
         n_windows = -(-n_targets // self.context)
         budget = n_windows if self.evaluation_tokens is None else -(-self.evaluation_tokens // self.context)
