@@ -173,6 +173,14 @@ def test_padding_of_nan_stays_where_it_is() -> None:
     assert all(leaf.isfinite().all() for leaf in state)
 
 
+def test_left_padding_is_invisible_to_forward() -> None:
+    """Also when biases would fill it."""
+    mixer = H3(8, d_state=4, dt_min=0.1).double()
+    x, mask = torch.randn(1, 12, 8, dtype=torch.float64), torch.arange(12)[None] >= 5
+    x[~mask] = torch.nan
+    laws.equal(mixer(x, mask)[:, 5:], mixer(x[:, 5:]))
+
+
 def test_the_constructor_is_a_schema() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(H3, "mixer")

@@ -80,6 +80,14 @@ def test_modes_start_stable_and_remember(kind: Any) -> None:
     assert not mixer.skip.any()
 
 
+def test_left_padding_is_invisible_to_forward() -> None:
+    """Also when biases would fill it."""
+    mixer = StripedHyena(8, d_state=3).double()
+    x, mask = torch.randn(1, 12, 8, dtype=torch.float64), torch.arange(12)[None] >= 5
+    x[~mask] = torch.nan
+    laws.equal(mixer(x, mask)[:, 5:], mixer(x[:, 5:]))
+
+
 def test_filter_length_cuts_a_modal_filter() -> None:
     whole, cut = StripedHyena(4, d_state=3).double(), StripedHyena(4, d_state=3, filter_length=5).double()
     cut.load_state_dict(whole.state_dict())
@@ -188,6 +196,7 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
         ({"num_attention_heads": None}, "num_attention_heads missing"),
         ({"smeared_gqa": True}, "smeared_gqa=True (offered: False)"),
         ({"use_interpolated_rotary_pos_emb": True}, "use_interpolated_rotary_pos_emb=True"),
+        ({"mlp_activation": "relu"}, "mlp_activation='relu'"),
         ({"hyena": 1}, "unknown option 'hyena'"),
         ({"hyena_layer_idxs": []}, "layer 0 is in none of"),
         ({"hyena_filter_groups": 2}, "hyena_filter_groups=2 with hidden_size=8 fails"),

@@ -124,8 +124,7 @@ def build(config: Config, variant: str) -> LanguageModel:
         raise InputError(f"published config: {', '.join(missing)} missing; the tensors do not tell it")
     given = DEFAULTS | dict(config)
     layers, expand = range(given["num_layers"]), given["inner_mlp_size"] / given["hidden_size"]
-    activation: Activation = given["mlp_activation"] or ("gelu" if _second(given) else "silu")
-    activations = iter(["identity" if i and given["evo2_style_activations"] else activation for i in layers])
+    activations = iter(_activations(given))
     backbone = Backbone(
         given["hidden_size"],
         n_layers=len(layers),
@@ -137,6 +136,16 @@ def build(config: Config, variant: str) -> LanguageModel:
         if isinstance(module, RMSNormOutside | nn.RMSNorm):
             module.eps = float(given["eps"])
     return LanguageModel(given["vocab_size"], backbone, tied=given["tie_embeddings"])
+
+
+def _activations(config: Config) -> list[Activation]:
+    """The nonlinearity in the gate of every layer."""
+    offered: dict[str, Activation] = {"gelu": "gelu", "silu": "silu"}
+    name = config["mlp_activation"] or ("gelu" if _second(config) else "silu")
+    if name not in offered:
+        raise InputError(f"published config: mlp_activation={name!r}; StripedHyena offers {list(offered)}")
+    later: Activation = "identity" if config["evo2_style_activations"] else offered[name]
+    return [later if i else offered[name] for i in range(config["num_layers"])]
 
 
 def rules(model: LanguageModel, variant: str, config: Config) -> list[Rule]:
