@@ -15,7 +15,7 @@ from longreach.errors import InputError
 from longreach.mixers import StripedHyena
 from longreach.models.published import load_published
 from longreach.models.published_striped_filter import build_filter, filter_rules
-from longreach.models.published_striped_hyena import build
+from longreach.models.published_striped_hyena import DEFAULTS, build, inner_size
 from longreach.ops import attention, rotary
 from longreach.ops.attention_mask import AttentionMask
 
@@ -189,6 +189,12 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_the_published_width_of_the_gated_mlp() -> None:
+    assert inner_size(DEFAULTS | {"hidden_size": 4096}) == 10944
+    assert inner_size(DEFAULTS | {"hidden_size": 8, "inner_size_multiple_of": 16, "model_parallel_size": 2}) == 32
+    assert inner_size(DEFAULTS | {"hidden_size": 4096, "inner_mlp_size": 14336}) == 14336
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -196,6 +202,7 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
         ({"num_attention_heads": None}, "num_attention_heads missing"),
         ({"smeared_gqa": True}, "smeared_gqa=True (offered: False)"),
         ({"use_interpolated_rotary_pos_emb": True}, "use_interpolated_rotary_pos_emb=True"),
+        ({"long_fir_threshold": 64}, "long_fir_threshold=64 (offered: None)"),
         ({"mlp_activation": "relu"}, "mlp_activation='relu'"),
         ({"hyena": 1}, "unknown option 'hyena'"),
         ({"hyena_layer_idxs": []}, "layer 0 is in none of"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.mixers.striped_hyena import StripedHyena
-from longreach.models.published_layout import Config, Rule, same
+from longreach.models.published_layout import Config, Rule, refuse_unknown, same
 
 Kind = Literal["complex", "real", "explicit"]
 
@@ -24,12 +24,14 @@ DEFAULTS: dict[str, Any] = {
     "short_filter_length": 3,
     "short_filter_bias": True,
     "hyena_filter_groups": None,
-    "long_fir_threshold": None,
     "column_split_hyena": True,
     "interleave": False,
     "hyena_flip_x1x2": False,
 }
 """Options of a filter; `hidden_size` has no default."""
+
+ONLY = {"long_fir_threshold": None}
+"""An option with which the published code runs filters backwards."""
 
 NEWEST_FIRST = 128
 """From so many taps on the first tap of an explicit filter is the newest, and the filter has a skip connection."""
@@ -40,13 +42,14 @@ def build_filter(
 ) -> StripedHyena:
     """Ours for a published filter between its projections; `taps` of an explicit one."""
     given = DEFAULTS | dict(config)
+    refuse_unknown(config, set(config), ONLY, "StripedHyena")
     if given["column_split_hyena"] and given["num_attention_heads"] is None:
         raise InputError("published config: num_attention_heads is missing; the tensors do not tell it")
     return StripedHyena(
         given["hidden_size"],
         filter=kind,
         d_state=given["state_size"],
-        filter_length=taps if kind == "explicit" else given["long_fir_threshold"],
+        filter_length=taps,
         n_filters=_count_filters(given, kind),
         skip=kind != "explicit" or (taps or 0) >= NEWEST_FIRST,
         short_width=given["short_filter_length"],

@@ -29,11 +29,14 @@ from longreach.models.published_striped_filter import NEWEST_FIRST, build_filter
 EMBEDDING, HEAD = "embedding_layer.weight", "unembed.weight"
 QKV = "inner_mha_cls.Wqkv.weight"
 
-NEEDED = {"hidden_size", "vocab_size", "num_layers", "inner_mlp_size", "num_attention_heads", "eps"}
+NEEDED = {"hidden_size", "vocab_size", "num_layers", "num_attention_heads", "eps"}
 LAYERS = ("attn_layer_idxs", "hyena_layer_idxs", "hcl_layer_idxs", "hcm_layer_idxs", "hcs_layer_idxs")
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(LAYERS, ()),
     **{f"{kind}_filter_{what}": None for kind in ("hcm", "hcs") for what in ("length", "groups")},
+    "inner_mlp_size": None,
+    "inner_size_multiple_of": 64,
+    "model_parallel_size": 1,
     "proj_groups": 1,
     "rotary_emb_base": None,
     "qkv_proj_bias": True,
@@ -44,12 +47,17 @@ DEFAULTS: dict[str, Any] = {
     "use_flash_rmsnorm": False,
     "tie_embeddings": False,
 }
-ONLY = {"final_norm": True, "use_interpolated_rotary_pos_emb": False, "smeared_gqa": False}
+ONLY = {
+    **published_striped_filter.ONLY,
+    "final_norm": True,
+    "use_interpolated_rotary_pos_emb": False,
+    "smeared_gqa": False,
+}
 WITHOUT_EFFECT = {
     "attn_block_dtype", "column_split", "compile", "depthwise_dtype", "ground_truth_activations_path",
-    "hcl_filter_groups", "hyena_block_dtype", "inference_mode", "inner_size_multiple_of", "log_intermediate_values",
+    "hcl_filter_groups", "hyena_block_dtype", "inference_mode", "log_intermediate_values",
     "low_mem_mode", "make_vocab_size_divisible_by", "max_batch_size", "max_seqlen", "mlp_dtype", "mlp_init_method",
-    "mlp_output_init_method", "model_name", "model_parallel_size", "num_filters", "padding_idx", "params_dtype",
+    "mlp_output_init_method", "model_name", "num_filters", "padding_idx", "params_dtype",
     "pipe_parallel_size", "prefill_style", "print_activations", "process_group", "rotary_emb_scaling_factor",
     "seqlen", "tokenizer_type", "use_flash_attn", "use_flash_depthwise", "use_flashfft",
     "use_fp8_input_projections", "use_hcl_kernel", "use_hcm_kernel", "use_hcs_kernel", "use_laughing_hyena",
@@ -123,7 +131,7 @@ def build(config: Config, variant: str) -> LanguageModel:
     if missing := sorted(name for name in NEEDED if config.get(name) is None):
         raise InputError(f"published config: {', '.join(missing)} missing; the tensors do not tell it")
     given = DEFAULTS | dict(config)
-    layers, expand = range(given["num_layers"]), given["inner_mlp_size"] / given["hidden_size"]
+    layers, expand = range(given["num_layers"]), inner_size(given) / given["hidden_size"]
     activations = iter(_activations(given))
     backbone = Backbone(
         given["hidden_size"],
@@ -136,6 +144,12 @@ def build(config: Config, variant: str) -> LanguageModel:
         if isinstance(module, RMSNormOutside | nn.RMSNorm):
             module.eps = float(given["eps"])
     return LanguageModel(given["vocab_size"], backbone, tied=given["tie_embeddings"])
+
+
+def inner_size(config: Config) -> int:
+    """The width of the gated MLP: given, or 8/3 of the model's, rounded up to a multiple."""
+    multiple = config["inner_size_multiple_of"] * config["model_parallel_size"]
+    return config["inner_mlp_size"] or -(-int(8 * config["hidden_size"] / 3) // multiple) * multiple
 
 
 def _activations(config: Config) -> list[Activation]:

@@ -18,7 +18,7 @@ from longreach.models.channel_mixers import GatedMLP
 from longreach.models.language_model import LanguageModel
 from longreach.models.published_layout import assemble
 from longreach.models.published_striped_filter import build_filter, filter_rules
-from longreach.models.published_striped_hyena import block_rules, build, rules
+from longreach.models.published_striped_hyena import DEFAULTS, block_rules, build, inner_size, rules
 
 
 def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Declined:
@@ -74,7 +74,7 @@ def read_and_step(prefill: Any, step: Any, x: Tensor, prompt: int, state: Any) -
 
 def block(config: dict[str, Any]) -> Published:
     """A filter and a gated MLP, with their norms and residual connections."""
-    width, expand = config["hidden_size"], config["inner_mlp_size"] / config["hidden_size"]
+    width, expand = config["hidden_size"], inner_size(DEFAULTS | config) / config["hidden_size"]
     channel_mixer = GatedMLP(width, expand=expand, activation=config.get("mlp_activation", "silu"))
     ours = Block(build_filter(config, "complex"), channel_mixer, norm="rms_outside")
     ours.norm.eps = ours.channel_norm.eps = config["eps"]
