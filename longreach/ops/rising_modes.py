@@ -2,8 +2,8 @@
 
     y_t = Re sum_n C_n sum_{j <= t} z_n^(h - 1 - t + j) u_j        |z| < 1, h the horizon, t < h
 
-The tap at lag k is C z^(h-1-k), largest at the far end.  As a recurrence with ratio 1/z it would overflow and magnify
-every rounding; counted from the first position nothing grows (DSS, https://arxiv.org/abs/2203.14343, appendix):
+The tap at lag k is C z^(h-1-k), largest at the far end (DSS, https://arxiv.org/abs/2203.14343).  As a recurrence with
+ratio 1/z it would overflow and magnify every rounding; counted from the first position nothing grows:
 
     s_t = s_{t-1} + z^t u_t,     y_t = Re sum_n C_n z_n^(h-1-t) s_t,n
 
