@@ -126,6 +126,8 @@ class SGConv(Convolution):
                 piece = piece * self.multiplier[:, None] ** (last - i)
             doublings = options.first_scale + (i if options.combine == "sum" else max(0, i - 1))
             start = kernel.shape[-1] if options.combine == "cat" else 0
+            if start == count:
+                break
             stretched = stretch(piece, 1 << doublings, count - start, options.interpolation)
             if options.combine == "cat":
                 kernel = torch.cat([kernel, stretched], dim=-1)
