@@ -128,6 +128,7 @@ def test_bandlimit_silences_fast_modes() -> None:
         ({"dt_min": 0.0}, "dt_min=0.0"),
         ({"dt_min": 0.2, "dt_max": 0.1}, "dt_max=0.1"),
         ({"d_state": 5}, "d_state=5 must be even"),
+        ({"d_state": 0}, "d_state=0 must be even and positive"),
         ({"options": H3Options(kernel_length=0)}, "kernel_length=0"),
         ({"init": "diag", "options": H3Options(n_ssm=1)}, "multiple of 2"),
         ({"init": "real", "options": H3Options(real_transform="sigmoid")}, "real_transform='sigmoid' cannot give"),

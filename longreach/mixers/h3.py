@@ -95,11 +95,11 @@ class H3(SequenceMixer[H3State]):
         self.head_dim, self.options = head_dim, options
         self.discretisation: Discretisation = discretisation
         self.taps = min(d_state, options.kernel_length or d_state)
+        A, _ = diagonal_system(init, d_state, n_ssm, DiagonalInit())
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.shift_B = nn.Parameter(F.pad(torch.ones(d_model, 1), (0, d_state - 1)))
         self.shift_C = nn.Parameter(torch.empty(d_model, d_state).uniform_(-(d_state**-0.5), d_state**-0.5))
         self.shift_D = nn.Parameter(torch.randn(d_model))
-        A, _ = diagonal_system(init, d_state, n_ssm, DiagonalInit())
         self.log_dt = nn.Parameter(torch.empty(n_heads).uniform_(math.log(dt_min), math.log(dt_max)))
         self.A_real = nn.Parameter(inverse_transform(-A.real, options.real_transform, "real_transform"))
         self.A_imag = nn.Parameter(-A.imag.float())
