@@ -15,6 +15,7 @@ from longreach.mixers import Mega, MegaOptions
 from longreach.mixers.moving_average import MovingAverage
 from longreach.models import MLP, Backbone
 from longreach.models.published import load_published
+from longreach.models.published_mega import build, rules
 from longreach.models.published_mega_layer import build_mega
 
 GOLDEN = Path(__file__).parent / "golden" / "mega"
@@ -249,6 +250,24 @@ def test_a_published_language_model(tmp_path: Path, case: str) -> None:
     torch.testing.assert_close(model(tensors["input_ids"]), tensors["output"], rtol=1e-9, atol=1e-10)
     laws.recurrent_equals_parallel(model)
     laws.chunked_equals_parallel(model)
+
+
+def test_a_published_norm_of_embeddings_and_no_maps_between_mixers(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 11, "decoder_layers": 2, "decoder_embed_dim": 8, "decoder_hidden_dim": 6}
+    sizes |= {"decoder_ffn_embed_dim": 0, "decoder_z_dim": 4, "decoder_n_dim": 2}
+    config = {"decoder_chunk_size": 5, "normalization_type": "scalenorm", "share_decoder_input_output_embed": True}
+    model = build(sizes | config | {"normalize_embedding": True}, "fairseq").double().eval()
+    state = {rule.theirs: torch.randn(rule.shape).double() for rule in rules(model, "fairseq", config)}
+    assert "embed_norm.norm.scalar" in state
+    assert "layers.0.nffn.fc1.weight" not in state
+    save_file(state, tmp_path / "model.safetensors")
+    model = load_published(tmp_path, config=config).eval()
+    tokens = torch.randint(11, (2, 9))
+    x = 8**0.5 * state["embed_tokens.weight"][tokens]
+    x = state["embed_norm.norm.scalar"] * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    laws.equal(model(tokens), model.backbone.inner(x) @ state["embed_tokens.weight"].mT)
+    for law in (laws.recurrent_equals_parallel, laws.chunked_equals_parallel, laws.ragged_prompts_are_read_together):
+        law(model)
 
 
 def test_what_is_wrong_with_a_checkpoint_is_listed(tmp_path: Path) -> None:

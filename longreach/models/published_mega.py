@@ -16,8 +16,9 @@ from typing import Any, cast
 from longreach.errors import InputError
 from longreach.models.backbone import Backbone
 from longreach.models.language_model import LanguageModel
+from longreach.models.normalised_input import NormalisedInput
 from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown
-from longreach.models.published_mega_layer import backbone_rules, build_backbone
+from longreach.models.published_mega_layer import NORMS, backbone_rules, build_backbone, norm_rules
 
 EMBEDDING, HEAD = "embed_tokens.weight", "output_projection.weight"
 ROOT = "layers.0.mega_layer.move.omega"
@@ -37,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "normalization_type": "layernorm",
     "normalize_before": False,
     "no_affine_final_norm": False,
+    "normalize_embedding": False,
     "no_scale_embedding": False,
     "share_decoder_input_output_embed": False,
 }
@@ -44,7 +46,7 @@ SIZES = {
     "vocab_size", "decoder_layers", "decoder_embed_dim", "decoder_hidden_dim", "decoder_ffn_embed_dim", "decoder_z_dim",
     "decoder_n_dim",
 }  # fmt: skip
-ONLY = {"adaptive_input": False, "adaptive_softmax_cutoff": None, "normalize_embedding": False}
+ONLY = {"adaptive_input": False, "adaptive_softmax_cutoff": None}
 WITHOUT_EFFECT = {
     "decoder_embed_path", "decoder_input_dim", "padding_idx", "share_all_embeddings", "tie_adaptive_weights",
     "tie_adaptive_proj", "adaptive_softmax_dropout", "adaptive_softmax_factor", "adaptive_input_factor",
@@ -81,11 +83,15 @@ def build(config: Config, variant: str) -> LanguageModel:
         activation_dropout=float(given["activation_dropout"]),
         final_affine=not given["no_affine_final_norm"],
     )
+    outside, dropout = backbone, float(given["dropout"])
+    if given["normalize_embedding"]:  # the published dropout comes after the norm
+        outside = NormalisedInput(backbone, norm=NORMS[given["normalization_type"]], dropout=dropout)
+        dropout = 0.0
     return LanguageModel(
         given["vocab_size"],
-        backbone,
+        outside,
         tied=given["share_decoder_input_output_embed"],
-        dropout=float(given["dropout"]),
+        dropout=dropout,
         init_std=width**-0.5,
         embedding_scale=1.0 if given["no_scale_embedding"] else math.sqrt(width),
     )
@@ -96,8 +102,11 @@ def rules(model: LanguageModel, variant: str, config: Config) -> list[Rule]:
     found = [Rule("embedding.weight", EMBEDDING, tuple(model.embedding.weight.shape))]
     if model.head is not None:
         found.append(Rule("head.weight", HEAD, tuple(model.head.weight.shape)))
-    backbone = cast(Backbone, model.backbone)
-    return found + [rule._replace(ours=f"backbone.{rule.ours}") for rule in backbone_rules(backbone)]
+    backbone, where = model.backbone, "backbone"
+    if isinstance(backbone, NormalisedInput):
+        found += norm_rules("backbone.norm", "embed_norm", backbone.norm)
+        backbone, where = backbone.inner, "backbone.inner"
+    return found + [rule._replace(ours=f"{where}.{rule.ours}") for rule in backbone_rules(cast(Backbone, backbone))]
 
 
 def essential(shapes: Shapes) -> dict[str, int]:
@@ -120,8 +129,9 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "rel_pos_bias": "simple" if f"{layer}rel_pos_bias.rel_pos_bias" in shapes else "rotary",
         "normalization_type": "scalenorm" if f"{layer}norm.norm.scalar" in shapes else "layernorm",
     }
-    if "final_norm.norm.weight" in shapes or "final_norm.norm.scalar" in shapes:
-        found["normalize_before"] = True
+    for option, norm in (("normalize_before", "final_norm"), ("normalize_embedding", "embed_norm")):
+        if f"{norm}.norm.weight" in shapes or f"{norm}.norm.scalar" in shapes:
+            found[option] = True
     if HEAD not in shapes:
         found["share_decoder_input_output_embed"] = True
     return found

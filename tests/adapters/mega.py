@@ -22,6 +22,7 @@ from longreach.mixers.mega import Mega, MegaState
 from longreach.mixers.moving_average import MovingAverage
 from longreach.mixers.norms import apply_norm, make_norm
 from longreach.models import Backbone, LanguageModel
+from longreach.models.normalised_input import NormalisedInput
 from longreach.models.published_layout import Rule, assemble
 from longreach.models.published_mega import build, rules
 from longreach.models.published_mega_layer import (
@@ -195,8 +196,11 @@ def language_model(config: dict[str, Any]) -> Published:
         if "hidden/0" in tensors:
             missing = tensors["hidden/0"].shape[1] - tokens.shape[1]  # up to a whole chunk
             mask = F.pad(mask, (0, missing))
-            x = model._embed(F.pad(tokens, (0, missing))).masked_fill(~mask[..., None], 0.0)
-            results |= hidden(model.backbone, x, None if mask.all() else mask)
+            x, backbone = model._embed(F.pad(tokens, (0, missing))), model.backbone
+            if isinstance(backbone, NormalisedInput):
+                x, backbone = backbone.normalise(x, mask), backbone.inner
+            x = x.masked_fill(~mask[..., None], 0.0)
+            results |= hidden(backbone, x, None if mask.all() else mask)
         if "step_output" in tensors:
             outputs, state = [], model.init_state(len(tokens))
             for token in tokens.unbind(1):
@@ -222,7 +226,7 @@ def hidden(backbone: Backbone, x: Tensor, mask: Tensor | None) -> dict[str, Tens
 
 
 class LRAModel(nn.Module):
-    """Embedding, layers, the mean over the real positions, and two linear maps with an activation between."""
+    """Embedding, layers, the mean of all real features or the first one, and two linear maps with GELU between."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -243,43 +247,42 @@ class LRAModel(nn.Module):
         }
         layer |= {name: config[name] for name in ("truncation", "rel_pos_bias", "activation") if name in config}
         self.backbone = build_backbone(layer, n_layers=config["num_encoder_layers"], d_inner=config["ffn_hidden_dim"])
+        norm = NORMS[layer["norm_type"]] if config.get("normalize_embedding", False) else None
+        self.norm = None if norm is None else make_norm(norm, width)
+        self.averages = config.get("sen_rep_type", "cls") == "mp"
         self.dense = nn.Linear(width, config["hidden_dim"])
         self.output = nn.Linear(config["hidden_dim"], config["num_classes"], bias=False)
         self.padding = config.get("padding_idx", 1)
 
     def forward(self, tokens: Tensor, padded: int, lengths: Tensor) -> dict[str, Tensor]:
-        """`padded` positions are mixed, whatever they are."""
-        missing = padded - tokens.shape[1]
+        """`padded` positions are mixed, whatever they are; pixels have no padding."""
+        mask = None
         if self.pixels:
-            mask = torch.arange(padded) < lengths[:, None]
-            x = self.embedding(F.pad(tokens, (0, missing))[..., None])
+            x = self.embedding(tokens[..., None])
         else:
-            tokens = F.pad(tokens, (0, missing), value=self.padding)
-            mask = tokens != self.padding
+            tokens = F.pad(tokens, (0, padded - tokens.shape[1]), value=self.padding)
+            mask = None if (tokens != self.padding).all() else tokens != self.padding
             x = self.embedding(tokens)
-        x = x.masked_fill(~mask[..., None], 0.0)
-        mask = None if mask.all() else mask
+        x = x if self.norm is None else apply_norm(self.norm, x, mask)
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         results = hidden(self.backbone, x, mask)
         features = self.backbone._finish(results[f"hidden/{len(self.backbone.blocks)}"], mask)
-        if mask is not None:
-            features = features.masked_fill(~mask[..., None], 0.0)
-        mean = features.sum(1) / lengths[:, None]
-        return {**results, "sentence_rep": mean, "output": self.output(F.gelu(self.dense(mean)))}
+        features = features if mask is None else features.masked_fill(~mask[..., None], 0.0)
+        pooled = features.sum(1) / lengths[:, None] if self.averages else features[:, 0]
+        return {**results, "sentence_rep": pooled, "output": self.output(F.gelu(self.dense(pooled)))}
 
 
 def classifier(config: dict[str, Any]) -> Published:
     """The classifier of the Long Range Arena."""
-    if config.get("sen_rep_type", "mp") != "mp":
-        return Declined(f"sen_rep_type={config['sen_rep_type']!r}: features of one position instead of their mean")
-    config = dict(config)
-    training = config.pop("training_mode", False)
-    model = LRAModel(config)
+    model, training = LRAModel(config), config.get("training_mode", False)
 
     def weights(theirs: Tensors) -> dict[str, Tensor]:
         encoder = [
             rule._replace(ours=f"backbone.{rule.ours}", theirs=f"encoder.{rule.theirs}")
             for rule in backbone_rules(model.backbone)
         ]
+        if model.norm is not None:
+            encoder += norm_rules("norm", "encoder.embed_norm", model.norm)
         ours = {
             **assemble(readable(encoder, theirs), theirs),
             "dense.weight": theirs["classifier.dense.weight"],
@@ -298,6 +301,8 @@ def classifier(config: dict[str, Any]) -> Published:
     def run(model: LRAModel, tensors: Tensors) -> dict[str, Tensor]:
         model.train(training)
         tokens = tensors["input"] if model.pixels else tensors["input_ids"]
-        return model(tokens, tensors["hidden/0"].shape[1], tensors["src_lengths"])
+        padded = tensors["hidden/0"].shape[1] if "hidden/0" in tensors else tokens.shape[1]
+        results = model(tokens, padded, tensors["src_lengths"])
+        return {name: value for name, value in results.items() if name in tensors}
 
     return Published(model, weights, run)
