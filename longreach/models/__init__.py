@@ -8,6 +8,7 @@ from longreach.models.joint import Joint
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.masked_language_model import MaskedLanguageModel
+from longreach.models.normalised_input import NormalisedInput
 from longreach.models.published import PublishedLanguageModel, load_published
 from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions
 
@@ -25,6 +26,7 @@ __all__ = [
     "LanguageModel",
     "LearnedPositions",
     "MaskedLanguageModel",
+    "NormalisedInput",
     "RWKVLanguageModel",
     "RWKVOptions",
     "S5Gate",
