@@ -30,7 +30,7 @@ class CausalLunaState(NamedTuple):
     """The sum of k a^T over the past."""
     values: Float[Tensor, "b h p e"]
     """The sum of a v^T over the past."""
-    count: Int[Tensor, " b"]
+    n_read: Int[Tensor, " b"]
     """How many positions that are."""
 
 
@@ -94,14 +94,14 @@ class CausalLuna(SequenceMixer[CausalLunaState]):
         scale = key.shape[-1] ** -0.5
         taken = self._taken(packing, widened(split_heads(self.pack_query(self.memory), self.n_heads)) * scale)
         if mask is None:
-            count = state.count[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device)
+            count = state.n_read[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device)
         else:
             taken = taken.masked_fill(~mask[:, None, :, None], 0.0)
-            count = state.count[:, None] + mask.cumsum(1)
-        n_read = count.clamp(min=1)[:, None, :, None]
+            count = state.n_read[:, None] + mask.cumsum(1)
+        divisor = count.clamp(min=1)[:, None, :, None]
         scores, keys = linear_attention(query * scale, key, taken, state.keys)
-        y, values = linear_attention((scores / n_read).softmax(-1), taken, value, state.values)
-        return self.out(join_heads(y / n_read).to(x.dtype)), CausalLunaState(keys, values, count[:, -1].clone())
+        y, values = linear_attention((scores / divisor).softmax(-1), taken, value, state.values)
+        return self.out(join_heads(y / divisor).to(x.dtype)), CausalLunaState(keys, values, count[:, -1].clone())
 
     def _taken(self, packing: Float[Tensor, "b h l e"], query: Float[Tensor, "h p e"]) -> Float[Tensor, "b h l p"]:
         """a."""

@@ -62,10 +62,11 @@ class Nystromformer(SequenceMixer[State]):
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend through the landmarks, O(l m d)."""
         if mask is None:
-            return self.heads.join(self.attend(*self.heads.split(x)).to(x.dtype))
+            query, key, value = self.heads.split(x)
+            return self.heads.join(self.attend(query, key, value).to(x.dtype))
         packed = compact(x, mask)
-        y = self.attend(*self.heads.split(packed.x), packed.mask)
-        return restore(self.heads.join(y.to(x.dtype)), packed)
+        query, key, value = self.heads.split(packed.x)
+        return restore(self.heads.join(self.attend(query, key, value, packed.mask).to(x.dtype)), packed)
 
     def attend(
         self,

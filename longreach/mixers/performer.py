@@ -127,7 +127,8 @@ class Performer(SequenceMixer[PerformerState]):
     ) -> None:
         super().__init__(d_model, causal=causal)
         self.heads = Heads(d_model, n_heads, head_dim, bias=bias)
-        self.kernel, self.directions, self.options = kernel, directions, options
+        self.kernel, self.options = kernel, options
+        self.directions: Directions | Literal["none"] = directions
         if directions == "none" and (kernel not in FUNCTIONS or n_directions is not None):
             raise InputError(
                 f"{kernel=} with {n_directions=} needs random directions, but directions='none' draws none"
@@ -150,7 +151,8 @@ class Performer(SequenceMixer[PerformerState]):
         """
         if self.W is None or self.directions == "none":
             raise InputError("directions='none' leaves nothing to draw again; build the mixer with random directions")
-        self.W.copy_(random_directions(*self.W.shape, self.directions, generator))
+        count, width = self.W.shape
+        self.W.copy_(random_directions(count, width, self.directions, generator))
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend over the whole sequence, O(l n d)."""

@@ -46,8 +46,9 @@ CASES: Cases = {
     "performer-floor": lambda: Performer(
         WIDTH,
         n_heads=2,
-        n_directions=5,
+        n_directions=2,
         directions="orthogonal-unit",
+        bias=True,
         options=PerformerOptions(floor=0.1, least_sum=0.2),
     ),
     "performer-bidirectional": lambda: Performer(
@@ -76,9 +77,9 @@ CASES: Cases = {
     "synthesizer-bidirectional": lambda: Synthesizer(
         WIDTH, max_length=36, n_heads=2, causal=False, scores=SynthesizerScores(rank=2, dense=True, dot_product=True)
     ),
-    "nystromformer": lambda: Nystromformer(WIDTH, n_landmarks=3, n_heads=2, conv_width=3),
+    "nystromformer": lambda: Nystromformer(WIDTH, n_landmarks=3, n_heads=2, conv_width=3, bias=True),
     "nystromformer-plain": lambda: Nystromformer(
-        WIDTH, n_landmarks=5, n_heads=2, head_dim=3, iterations=3, conv_width=None, bias=True
+        WIDTH, n_landmarks=5, n_heads=2, head_dim=3, iterations=3, conv_width=None
     ),
     "luna": lambda: Luna(WIDTH, n_memory=3, n_heads=2),
     "luna-untied": lambda: Luna(
