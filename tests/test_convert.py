@@ -5,15 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longreach.cli.main import run
 from longreach.inference import load_trained
-from longreach.models import load_published
+from longreach.models import PublishedLanguageModel, load_published
+from longreach.models.published import read_published
 from longreach.tasks.corpora.tokenizers import byte_tokenizer
 
-GOLDEN = Path(__file__).parent / "golden" / "hyena_lm" / "lm_hyena_o2.safetensors"
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = FOLDER / "hyena_lm" / "lm_hyena_o2.safetensors"
+MODELS = sorted(
+    path
+    for pattern in ("hyena_lm/lm_*", "h3_lm/*", "mega/lm_*", "rwkv4/lm_*", "rwkv7/lm*", "stripedhyena/model_*")
+    for path in FOLDER.glob(f"{pattern}.safetensors")
+)
+NOT_PUBLISHED = {"loss", "L", "prompt"}
+"""What the golden files note among the options."""
 
 
 @pytest.fixture
@@ -42,6 +52,22 @@ def test_a_converted_model_is_the_published_one(published: Path, tmp_path: Path)
     assert trained.tokenizer.encode(b"ACGT").tolist() == [7, 8, 9, 10]
     record = json.loads((out / "record.json").read_text())
     assert record["converted"] == {"source": str(published), "layout": "safari", "variant": "safari"}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_builds_the_model_again(path: Path, tmp_path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        config = json.loads(file.metadata()["config"])
+    save_file(
+        {n.removeprefix("param/"): t for n, t in tensors.items() if n.startswith("param/")}, tmp_path / "w.safetensors"
+    )
+    found = read_published(tmp_path, config={name: config[name] for name in config.keys() - NOT_PUBLISHED})
+    plain = json.loads(json.dumps(found.config))
+    again = PublishedLanguageModel(found.model.vocab_size, layout=found.layout, variant=found.variant, config=plain)
+    again.double().load_state_dict(found.model.state_dict())
+    for model in (found.model, again):
+        torch.testing.assert_close(logits(model, tensors["input_ids"]), tensors["output"], rtol=1e-9, atol=1e-9)
 
 
 def test_it_generates_and_is_evaluated(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,13 @@ class PublishedLanguageModel(LanguageModel):
         built = LAYOUTS[layout].build(config, variant)
         if not isinstance(built, LanguageModel) or built.vocab_size != vocab_size:
             raise InputError(f"the published config is not that of a language model of {vocab_size} tokens")
-        super().__init__(vocab_size, built.backbone, tied=built.head is None, dropout=built.dropout.p)
+        super().__init__(
+            vocab_size,
+            built.backbone,
+            tied=built.head is None,
+            dropout=built.dropout.p,
+            embedding_scale=built.embedding_scale,
+        )
 
 
 def load_published(path: str | Path, *, config: Mapping[str, Any] | None = None, variant: str | None = None) -> Any:
