@@ -1,4 +1,4 @@
-"""Luna's causal attention (Ma et al. 2021, section 3.4, https://arxiv.org/abs/2106.01540), a linear recurrence.
+"""Luna's causal attention (Ma et al. 2021, https://arxiv.org/abs/2106.01540), a linear recurrence.
 
     a_s = softplus_2(p W_pq e^-1/2 . x_s W_pc)                    how much each row of the memory p takes of position s
     w_t = softmax(1/t sum_{s<=t} (x_t W_q e^-1/2 . x_s W_k) a_s)
