@@ -69,8 +69,11 @@ class CKConv(Convolution):
             raise InputError(f"{mask_width=} must be positive, {mask_threshold=} between 0 and 1")
         self.kernel_length, self.kernel, self.rate, self.dense = kernel_length, kernel, rate, dense
         self.mask_threshold = mask_threshold
-        extent = 1.0 if mask_width is None else min(1.0, mask_width * 5 / 3)  # the part of the kernel that is seen
-        inputs = (d_model if dense else 1) * kernel_length * (1.0 if mask_width is None else extent)
+        extent = weight = 1.0  # of the kernel, what is seen, and the square of the Gaussian over it
+        if mask_width is not None:
+            extent = min(1.0, mask_width * math.sqrt(-math.log(mask_threshold) / 2))
+            weight = min(1.0, mask_width * math.sqrt(math.pi) / 4)
+        inputs = max(1.0, kernel_length * weight) * (d_model if dense else 1)
         n_kernels = d_model**2 if dense else d_model
         self.network = make_network(n_kernels, kernel, size=inputs**-0.5, bias=bias, extent=extent)
         self.mask = None if mask_width is None else nn.Parameter(torch.tensor([1.0, mask_width]))

@@ -117,7 +117,9 @@ class ImplicitFilter(nn.Module):
             self.frequency = nn.Parameter(torch.full((options.width,), float(options.sine_frequency)))
             self._hold("features", position_features(length, options.embedding_dim), options.features_lr)
         else:
-            kernel = KernelOptions(options.network, options.width, options.inner_layers + 2, options.sine_frequency)
+            kernel = KernelOptions(
+                options.network, width=options.width, layers=options.inner_layers + 2, frequency=options.sine_frequency
+            )
             self.network = make_network(n_filters * d_model, kernel, size=_SIZE)
             if two_sided:
                 self.future_network = make_network(n_filters * d_model, kernel, size=_SIZE)

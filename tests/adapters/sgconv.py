@@ -36,6 +36,8 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
     """Ours for the published layer."""
     if config.get("hyper_act") is not None:
         return Declined("hyper_act: raises an error in the published code")
+    if config.get("init_scale", 0) < 0:
+        return Declined("init_scale: a negative one raises an error in the published code")
     channels, width = config.get("channels", 1), config["d_model"]
     module = nn.ModuleDict({"conv": build(config, channels * width)})
     linear, transposed = config.get("linear", False), config.get("transposed", True)
