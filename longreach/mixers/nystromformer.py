@@ -92,7 +92,8 @@ class Nystromformer(SequenceMixer[State]):
             y = attention(query, keys, seen, AttentionMask(key_mask=used))
             if self.conv is None:
                 return y
-            return y + F.conv2d(value, self.conv, padding=(self.conv.shape[2] // 2, 0), groups=len(self.conv))
+            weight = self.conv.to(value.dtype)
+            return y + F.conv2d(value, weight, padding=(weight.shape[2] // 2, 0), groups=len(weight))
 
 
 def segment_means(
