@@ -142,8 +142,8 @@ class Mega(SequenceMixer[MegaState]):
         limited = self.position == "simple" and self.chunk_size is None
         if limited != (self.max_length is not None):
             raise InputError(
-                f"max_length={self.max_length} with position={self.position!r} and chunk_size={self.chunk_size}: a simple "
-                "bias without chunks needs max_length; a rotary one, or chunks, have no limit and take None"
+                f"max_length={self.max_length} with position={self.position!r} and chunk_size={self.chunk_size}: a "
+                "simple bias without chunks needs max_length; a rotary one, or chunks, have no limit and take None"
             )
         if self.position == "rotary" and self.d_attention % 2:
             raise InputError(f"rotary turns pairs, so d_attention={self.d_attention} must be even")

@@ -132,30 +132,32 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     for option, norm in (("normalize_before", "final_norm"), ("normalize_embedding", "embed_norm")):
         if f"{norm}.norm.weight" in shapes or f"{norm}.norm.scalar" in shapes:
             found[option] = True
-    if HEAD not in shapes:
-        found["share_decoder_input_output_embed"] = True
+    found["share_decoder_input_output_embed"] = HEAD not in shapes
     return found
 
 
 def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
-    """The published config completed by what was inferred, and where the two contradict each other."""
+    """The published config completed by what was inferred, and where the two contradict each other.
+
+    An output projection that is stored is loaded, even if it was the embedding again in training.
+    """
+    told = {name: known for name, known in inferred.items() if name != "share_decoder_input_output_embed"}
     problems = [
         f"config: {name}={config[name]!r}, but the tensors have {known!r}"
-        for name, known in inferred.items()
+        for name, known in told.items()
         if name in config and config[name] != known
     ]
     return {**config, **inferred}, problems
 
 
 def tied(names: Config) -> dict[str, str]:
-    """Published names of the same tensor -> the one that the rules read: none that shapes alone could tell."""
+    """Published names of the same tensor -> the one that the rules read: shapes alone do not tell any."""
     return {}
 
 
 def ignored(name: str, config: Config) -> bool:
-    """Whether no rule needs this tensor: the embedding again, a mark of the device, or the version of the code."""
-    again = name == HEAD and config.get("share_decoder_input_output_embed", False)
-    return again or name == "version" or name.endswith(".rel_pos_bias._float_tensor")
+    """Whether no rule needs this tensor: a mark of the device, or the version of the code."""
+    return name == "version" or name.endswith(".rel_pos_bias._float_tensor")
 
 
 LAYOUT = Layout(ROOT, ("fairseq",), essential, infer, merge, build, rules, tied, ignored)
