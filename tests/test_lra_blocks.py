@@ -208,6 +208,13 @@ def test_sinkhorn_tends_to_a_doubly_stochastic_matrix() -> None:
     assert weights.std() > 0.001
 
 
+def test_a_short_block_has_no_empty_places() -> None:
+    """Of the only block, the mixture is the block itself."""
+    mixer = Sinkhorn(WIDTH, block_size=8, position="none", causal=False).double()
+    x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), 2 * dense(mixer, x, torch.ones(3, 3, dtype=torch.bool)), **TOLERANCE)
+
+
 CAUSAL = {
     "local": lambda: LocalAttention(WIDTH, block_size=20, n_neighbours=1),
     "fixed": lambda: SparseAttention(WIDTH, stride=16),
@@ -225,10 +232,34 @@ def test_long_chunks_continue_a_state(name: str) -> None:
     mixer = CAUSAL[name]().double()
     x = torch.randn(1, 330, WIDTH, dtype=torch.float64)
     outputs, state = [], mixer.init_state(1)
-    for chunk in x.split((37, 290, 3), dim=1):
+    for chunk in x.split((94, 233, 3), dim=1):  # blocks of the cache end at 64
         y, state = mixer.prefill(chunk, state)
         outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, dim=1), mixer(x), **TOLERANCE)
+
+
+BIDIRECTIONAL = {
+    "local, both sides": PATTERNS["local, neighbours"][0],
+    "class token": PATTERNS["class token"][0],
+    "window, both sides": lambda: Longformer(WIDTH, window=6, dilation=2, global_positions=(1, 50), causal=False),
+    "bigbird": lambda: BigBird(WIDTH, block_size=4),
+    "reformer, both sides": lambda: Reformer(WIDTH, n_heads=2, n_buckets=4, window=5, causal=False),
+    "sinkhorn, both sides": lambda: Sinkhorn(WIDTH, block_size=6, causal=False),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL | BIDIRECTIONAL)
+def test_padding_is_invisible_in_long_rows(name: str) -> None:
+    """On either side, in rows with more blocks than those of the laws have."""
+    mixer = (CAUSAL | BIDIRECTIONAL)[name]().double()
+    x, real = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64), 41
+    for shift in (0, LENGTH - real):
+        mask = torch.zeros(2, LENGTH, dtype=torch.bool)
+        mask[1] = True
+        mask[0, shift : shift + real] = True
+        y = mixer(x, mask)
+        torch.testing.assert_close(y[:1, shift : shift + real], mixer(x[:1, shift : shift + real]), **TOLERANCE)
+        torch.testing.assert_close(y[1:], mixer(x[1:]), **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["local", "window"])

@@ -98,9 +98,9 @@ class SparseAttention(PatternAttention):
         value: Float[Tensor, "b h l f"],
         mask: Bool[Tensor, "b l"] | None,
     ) -> Float[Tensor, "b h l f"]:
-        """Both sets, merged; and the class token by itself."""
+        """Both sets, merged; and the class token by itself.  Padding comes last, where only that would see it."""
         if not self.class_token:
-            return merge_attention(*self._sets(query, key, value, mask))[0]
+            return merge_attention(*self._sets(query, key, value))[0]
         token = attention(query[:, :, :1], key, value, AttentionMask(key_mask=mask))
         if query.shape[2] == 1:
             return token
@@ -108,53 +108,51 @@ class SparseAttention(PatternAttention):
         query, key, value = query[:, :, 1:], key[:, :, 1:], value[:, :, 1:]
         every = torch.zeros(1, 1, -(-query.shape[2] // self.stride), 1, dtype=torch.int64, device=query.device)
         to_token = block_attention(query, first_key, first_value, every, self.stride, key_block_size=1)
-        sets = self._sets(query, key, value, None if mask is None else mask[:, 1:])
-        return torch.cat([token, merge_attention(*sets, to_token)[0]], dim=2)
+        return torch.cat([token, merge_attention(*self._sets(query, key, value), to_token)[0]], dim=2)
 
     def _visible(self, query: Int[Tensor, "b l 1"], key: Int[Tensor, "b 1 m"]) -> Bool[Tensor, "b l m"]:
         """In one of the two sets."""
         if self.pattern == "strided":
             return (query - key < self.window) | ((query - key) % self.stride == 0)
-        summary = torch.tensor(self.summary, dtype=torch.int64, device=key.device)
-        return (query // self.stride == key // self.stride) | torch.isin(key % self.stride, summary)
+        is_summary = torch.isin(key % self.stride, self._summary(key.device))
+        return (query // self.stride == key // self.stride) | is_summary
 
-    def _sets(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def _sets(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         """y and log Z of the sets of the pattern, made disjoint."""
-        length = query.shape[2]
-        real = torch.ones(1, length, dtype=torch.bool, device=query.device) if mask is None else mask
         sets = self._fixed if self.pattern == "fixed" else self._strided
-        return sets(query, key, value, real)
+        return sets(query, key, value)
 
-    def _fixed(self, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _fixed(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What is no summary of the own block; all summaries so far."""
-        position = torch.arange(query.shape[2], device=query.device)
-        summary = torch.tensor(self.summary, dtype=torch.int64, device=query.device)
-        is_summary = torch.isin(position % self.stride, summary)
-        n = -(-query.shape[2] // self.stride)
-        own = AttentionMask(True, key_mask=real & ~is_summary)
-        sets = [block_attention(query, key, value, band_of_blocks(n, 0, device=query.device), self.stride, own)]
+        length, stride, device = query.shape[2], self.stride, query.device
+        position, summary = torch.arange(length, device=device)[None], self._summary(device)
+        n = -(-length // stride)
+        own = AttentionMask(True, key_mask=~torch.isin(position % stride, summary))
+        sets = [block_attention(query, key, value, band_of_blocks(n, 0, device=device), stride, own)]
         if self.summary:
-            chosen = (torch.arange(n, device=query.device)[:, None] * self.stride + summary).flatten()
-            inside = chosen.clamp(max=query.shape[2] - 1)
-            seen = (chosen < query.shape[2]) & real[:, inside]
-            rule = AttentionMask(True, None, seen, None, None, position[None], chosen[None])
-            before = band_of_blocks(n, n, device=query.device)
+            chosen = (torch.arange(n, device=device)[:, None] * stride + summary).flatten()
+            inside = chosen.clamp(max=length - 1)
+            rule = AttentionMask(True, None, None, None, None, position, chosen[None])
             key, value, size = key[:, :, inside], value[:, :, inside], len(self.summary)
-            sets.append(block_attention(query, key, value, before, self.stride, rule, key_block_size=size))
+            before = band_of_blocks(n, n, device=device)
+            sets.append(block_attention(query, key, value, before, stride, rule, key_block_size=size))
         return sets
 
-    def _strided(self, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _strided(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The newest positions; every s-th of those before them, where each column is a sequence of its own."""
         length, size = query.shape[2], min(self.stride, query.shape[2])
         n = -(-length // size)
         near = band_of_blocks(n, -(-(self.window - 1) // size), device=query.device)
-        sets = [block_attention(query, key, value, near, size, AttentionMask(True, self.window, real))]
+        sets = [block_attention(query, key, value, near, size, AttentionMask(True, self.window))]
         if n > 1:
-            seen = columns(real.expand(len(query), -1)[:, None, :, None], size)[:, 0, :, 0]
             query, key, value = (columns(x, size) for x in (query, key, value))
             place = torch.arange(n, device=query.device)[None]
-            rule = AttentionMask(True, None, seen, None, None, place - -(-self.window // size), place)
+            rule = AttentionMask(True, None, None, None, None, place - -(-self.window // size), place)
             before = band_of_blocks(-(-n // COLUMN_BLOCK), n, device=query.device)
             y, log_total = block_attention(query, key, value, before, COLUMN_BLOCK, rule)
             sets.append((rows(y, size, length), rows(log_total[..., None], size, length)[..., 0]))
         return sets
+
+    def _summary(self, device: torch.device) -> Int[Tensor, " c"]:
+        """Where in a block its summary stands."""
+        return torch.tensor(self.summary, dtype=torch.int64, device=device)
