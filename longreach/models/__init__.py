@@ -27,6 +27,7 @@ __all__ = [
     "LearnedPositions",
     "MaskedLanguageModel",
     "NormalisedInput",
+    "PublishedLanguageModel",
     "RWKVLanguageModel",
     "RWKVOptions",
     "S5Gate",
