@@ -53,6 +53,8 @@ CASES: dict[tuple[str, str], Callable[[int], tuple[tuple, dict]]] = {
     ),
     ("long_conv", "128 taps"): lambda l: ((leaf(2, 256, l), leaf(256, 128)), {}),
     ("short_conv", "4 taps"): lambda l: ((leaf(2, 256, l), leaf(256, 4), leaf(256)), {}),
+    ("linear_attention", "4 heads of 64"): lambda l: ((leaf(1, 4, l, 64), leaf(1, 4, l, 64), leaf(1, 4, l, 64)), {}),
+    ("linear_attention", "256 features"): lambda l: ((leaf(1, 4, l, 256), leaf(1, 4, l, 256), leaf(1, 4, l, 64)), {}),
     ("linear_scan", "real"): lambda l: ((decay(4, l, 256), leaf(4, l, 256), leaf(4, 256)), {}),
     ("linear_scan", "complex"): lambda l: (
         (decay(4, l, 64, dtype=CFLOAT), leaf(4, l, 64, dtype=CFLOAT), leaf(4, 64, dtype=CFLOAT)),
@@ -84,6 +86,11 @@ def time_call(call: Callable[[], Tensor], inputs: list[Tensor]) -> dict[str, flo
     return {"forward_ns": round(1e9 * forward / elements, 2), "both_ns": round(1e9 * both / elements, 2)}
 
 
+def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The output of an operator that may also give a state."""
+    return result[0] if isinstance(result, tuple) else result
+
+
 def time_operator(op: str, case: str, length: int) -> None:
     """One row for each backend, and one for the baseline."""
     positional, named = CASES[op, case](length)
@@ -93,7 +100,7 @@ def time_operator(op: str, case: str, length: int) -> None:
         if backend == "reference" and length > DEFINITION_LIMIT and op != "short_conv":
             continue
         with use_backend(**{op: backend}):
-            print(json.dumps(row | time_call(lambda: OPS[op](*positional, **named), inputs)), flush=True)
+            print(json.dumps(row | time_call(lambda: first(OPS[op](*positional, **named)), inputs)), flush=True)
     if op == "long_conv":
         row = {"op": op, "case": case, "length": length, "backend": "baseline"}
         print(json.dumps(row | time_call(lambda: plain_fft(*positional, **named), inputs)), flush=True)

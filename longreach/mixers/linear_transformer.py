@@ -64,7 +64,7 @@ class LinearTransformer(SequenceMixer[LinearTransformerState]):
         """Nothing has been read."""
         if not self.causal:
             raise self._no_recurrent_view()
-        width, weight = self.heads.head_dim, self.heads.out.weight
+        width, weight = self.heads.head_dim, widened(self.heads.out.weight)
         return LinearTransformerState(weight.new_zeros(batch_size, self.heads.n_heads, width, width + 1))
 
     def step(
