@@ -91,6 +91,8 @@ def test_padding_may_hold_anything_but_must_not_come_late() -> None:
     laws.equal(y[:, 5:], mixer(x[:, 5:]))
     with pytest.raises(InputError, match=r"rows \[0, 1\] have padding after"):
         mixer.prefill(x, state, mask)
+    with pytest.raises(InputError, match=r"rows \[1\] have padding after"):
+        mixer.prefill(x, state, torch.tensor([[True], [False]]).expand(2, 12))
 
 
 @pytest.mark.parametrize("case", ["long_conv-frequency-bidirectional", "sgconv-sum-bidirectional"])

@@ -142,8 +142,9 @@ def test_linear_maps_fill_up_their_last_block(inputs: int, outputs: int, blocks:
 
 
 def test_linear_maps_start_as_dense_ones_of_the_width_of_a_block() -> None:
-    weight = BlockDiagonalLinear(400, 400, n_blocks=4).weight
-    torch.testing.assert_close(weight.std().item(), (3 * 100) ** -0.5, rtol=0.02, atol=0)
+    linear = BlockDiagonalLinear(400, 400, n_blocks=4)
+    torch.testing.assert_close(linear.weight.std().item(), (3 * 100) ** -0.5, rtol=0.02, atol=0)
+    torch.testing.assert_close(linear.bias.std().item(), (3 * 400) ** -0.5, rtol=0.15, atol=0)
     with pytest.raises(InputError, match="n_blocks=0"):
         BlockDiagonalLinear(4, 4, n_blocks=0)
 
