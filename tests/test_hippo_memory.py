@@ -105,6 +105,8 @@ def test_trained_dynamics_have_their_own_learning_rate() -> None:
     assert mixer.optim_hints == {"change": OptimHint(lr_scale=0.1), "bbar": OptimHint(lr_scale=0.1)}
     assert {"change", "bbar"} <= {name for name, _ in mixer.named_parameters()}
     fixed = HiPPOMemory(3, order=4, measure="lagt")
+    equal(mixer.change.detach(), fixed.change.float())
+    equal(mixer.bbar.detach(), fixed.bbar.float())
     assert not fixed.optim_hints
     assert not {"change", "bbar"} & set(fixed.state_dict())
 
