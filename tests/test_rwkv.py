@@ -28,8 +28,8 @@ SIZES: dict[int, RWKVOptions] = {
 }
 
 
-def stack(version: Any, **options: Any) -> RWKV:
-    return RWKV(8, n_layers=2, version=version, options=SIZES[version], **options)
+def stack(version: Any, *, n_layers: int = 2, **options: Any) -> RWKV:
+    return RWKV(8, n_layers=n_layers, version=version, options=SIZES[version], **options)
 
 
 STACKS = {
@@ -67,16 +67,17 @@ def test_recomputing_changes_no_gradient() -> None:
 
 
 def test_the_values_of_the_first_layer_reach_all_others() -> None:
-    """With a residual that takes everything from the first layer, the value map of the second has no effect."""
-    model = shaken(stack(7))
+    """With residuals that take everything from the first layer, the value maps of the others have no effect."""
+    model: Any = shaken(stack(7, n_layers=3))
     x = laws.random_input(model)
-    second: Any = model.layers[1]
     with torch.no_grad():
-        second.value_residual.start.fill_(100.0)
+        for later in model.layers[1:]:
+            later.value_residual.start.fill_(100.0)
         before = model(x)
-        second.time.value.weight.mul_(2)
+        for later in model.layers[1:]:
+            later.time.value.weight.mul_(2)
         laws.equal(model(x), before)
-        model.layers[0].time.value.weight.mul_(2)  # type: ignore[union-attr]
+        model.layers[0].time.value.weight.mul_(2)
     assert not torch.allclose(model(x), before)
 
 

@@ -156,9 +156,10 @@ def test_wkv_of_extreme_keys(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "scan"])
 def test_wkv_leaves_out_what_is_masked(backend: str) -> None:
-    """Padding anywhere, also after a state, is as if it were not there."""
-    arguments = wkv_arguments(12)
+    """Padding anywhere, also after a state and whatever it holds, is as if it were not there."""
+    arguments = list(wkv_arguments(12))
     mask = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1], [1] * 11 + [0]], dtype=torch.bool)
+    arguments[2] = torch.where(mask[..., None], arguments[2], 1e4)
     with use_backend(wkv=backend):
         together = run_wkv(*arguments, mask=mask)
     for row in range(2):
@@ -166,6 +167,16 @@ def test_wkv_leaves_out_what_is_masked(backend: str) -> None:
         w, u, k, v, above, below = arguments
         alone = run_wkv(w, u, k[[row]][:, mask[row]], v[[row]][:, mask[row]], above[[row]], below[[row]])
         torch.testing.assert_close(together[row, keep], alone[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", ["reference", "scan"])
+def test_wkv_stays_empty_while_there_is_padding(backend: str) -> None:
+    w, u, k, v, *_ = wkv_arguments(5)
+    empty = init_wkv(2, u)
+    with use_backend(wkv=backend):
+        _, state = wkv(w, u, k, v, empty, torch.zeros(2, 5, dtype=torch.bool))
+    for found, expected in zip(state, empty, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_the_definition_of_gated_linear_attention() -> None:

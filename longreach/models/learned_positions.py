@@ -1,7 +1,6 @@
 """Learned absolute positions, added to the input of a backbone.
 
     h = backbone(x + P)            P a table with one row for every position (Vaswani et al. 2017, GPT-2)
-    h = backbone(norm(x + P))      with a norm, as in BERT
 
     LanguageModel(256, LearnedPositions(Backbone(...), length=8192))
 
@@ -17,15 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from longreach.errors import InputError
-from longreach.mixers.base import SequenceMixer
-from longreach.models.backbone import Backbone, BackboneState
+from longreach.mixers.base import SequenceMixer, State
 
 
 class PositionedState(NamedTuple):
     """The position that comes next in every row, and the state of the backbone."""
 
     position: Int[Tensor, " b"]
-    inner: BackboneState
+    inner: State
 
 
 class LearnedPositions(SequenceMixer[PositionedState]):
@@ -34,17 +32,15 @@ class LearnedPositions(SequenceMixer[PositionedState]):
     Args:
         backbone: the stack of mixers.
         length: number of positions, which becomes the longest sequence that can be read.
-        norm: normalise the sum.
         dropout: probability of dropping a channel of the sum.
     """
 
-    def __init__(self, backbone: Backbone, *, length: int, norm: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, backbone: SequenceMixer, *, length: int, dropout: float = 0.0) -> None:
         super().__init__(backbone.d_model, causal=backbone.causal)
         if length < 1:
             raise InputError(f"length={length}: a table of positions has at least one")
         self.inner = backbone
         self.table = nn.Parameter(torch.empty(length, backbone.d_model).normal_(std=0.02))
-        self.norm = nn.LayerNorm(backbone.d_model) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.max_length = min(length, backbone.max_length or length)
 
@@ -80,4 +76,4 @@ class LearnedPositions(SequenceMixer[PositionedState]):
                 f"position {int(position.max())} lies beyond the {len(self.table)} learned ones; read at most "
                 f"max_length={self.max_length} positions, or build and train the model with more"
             )
-        return self.dropout(self.norm(x + self.table[position]))
+        return self.dropout(x + self.table[position])

@@ -4,7 +4,7 @@
     logits = layer_norm(gelu(h W + b)) E^T + c             the embedding is the output projection
 
 (Devlin et al. 2018, https://arxiv.org/abs/1810.04805; BiGS, https://arxiv.org/abs/2212.10544, has the same head.)
-Positions, where the mixers need any, and the norm of the sum are longreach.models.LearnedPositions.
+Positions and the norm of the sum are longreach.models.LearnedPositions and NormalisedInput.
 
 Axes: b batch, l length, d model width, v vocabulary.
 """

@@ -19,6 +19,7 @@ from longreach.mixers.bigs import BiGS
 from longreach.models.backbone import Backbone
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.masked_language_model import MaskedLanguageModel
+from longreach.models.normalised_input import NormalisedInput
 from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown
 
 NEEDED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_ssm", "max_position_embeddings"}
@@ -103,7 +104,7 @@ def build(config: Config, variant: str) -> MaskedLanguageModel:
         final_norm=False,
     )
     positions = LearnedPositions(
-        backbone, length=given["max_position_embeddings"], norm=True, dropout=float(given["hidden_dropout_prob"])
+        NormalisedInput(backbone, dropout=float(given["hidden_dropout_prob"])), length=given["max_position_embeddings"]
     )
     model = MaskedLanguageModel(given["vocab_size"], positions, n_types=given["type_vocab_size"])
     for module in model.modules():
@@ -127,7 +128,10 @@ def _rules(names: Names, model: MaskedLanguageModel, variant: str, config: Confi
     """Where every tensor of a model comes from."""
     positions = model.backbone
     assert isinstance(positions, LearnedPositions)
-    assert isinstance(positions.norm, nn.LayerNorm)
+    normalised = positions.inner
+    assert isinstance(normalised, NormalisedInput)
+    assert isinstance(normalised.inner, Backbone)
+    assert isinstance(normalised.norm, nn.LayerNorm)
     assert model.types is not None
     embeddings, head = f"{names.backbone}.embeddings", "cls.predictions"
     tables = {
@@ -139,9 +143,9 @@ def _rules(names: Names, model: MaskedLanguageModel, variant: str, config: Confi
         Rule(ours, f"{embeddings}.{theirs}_embeddings.{names.embedding}", tuple(table.shape))
         for ours, (theirs, table) in tables.items()
     ]
-    found += norm_rules("backbone.norm", f"{embeddings}.LayerNorm", positions.norm, names)
-    for i, block in enumerate(positions.inner.blocks):
-        ours, theirs = f"backbone.inner.blocks.{i}", f"{names.backbone}.encoder.layer.{i}"
+    found += norm_rules("backbone.inner.norm", f"{embeddings}.LayerNorm", normalised.norm, names)
+    for i, block in enumerate(normalised.inner.blocks):
+        ours, theirs = f"backbone.inner.inner.blocks.{i}", f"{names.backbone}.encoder.layer.{i}"
         assert isinstance(block.mixer, BiGS)
         assert isinstance(block.norm, nn.LayerNorm)
         found += norm_rules(f"{ours}.norm", f"{theirs}.LayerNorm", block.norm, names)
