@@ -14,7 +14,6 @@ import re
 from typing import Any, get_args
 
 from longreach.models import published_safari
-from longreach.models.backbone import Backbone
 from longreach.models.language_model import LanguageModel
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published_hyena import Variant
@@ -36,7 +35,7 @@ def _layout(root: str, *, norms_after: bool) -> Layout:
     def rules(model: LanguageModel, variant: Variant, config: Config) -> list[Rule]:
         """Where every tensor of a model comes from."""
         backbone: Any = model.backbone
-        stack: Backbone = backbone.inner if isinstance(backbone, LearnedPositions) else backbone
+        stack: Any = backbone.inner if isinstance(backbone, LearnedPositions) else backbone
         last = len(stack.blocks) - 1
         found = published_safari.rules(model, variant, config)
         return [rule._replace(theirs=_older(rule.theirs, last, norms_after=norms_after)) for rule in found]
