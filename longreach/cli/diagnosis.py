@@ -144,10 +144,18 @@ def _dplr_call(device: torch.device) -> tuple[Any, ...]:
 TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "attention": _attention_call,
     "block_attention": _block_attention_call,
+    "butterfly_multiply": lambda device: (
+        torch.zeros(LENGTH, 1, WIDTH, device=device, requires_grad=True),
+        torch.zeros(1, 1, WIDTH.bit_length() - 1, WIDTH // 2, 2, 2, device=device, requires_grad=True),
+    ),
     "cauchy": lambda device: (
         _ratio(device)[None],
         torch.ones(LENGTH, dtype=torch.complex64, device=device),
         _ratio(device),
+    ),
+    "cooley_tukey": lambda device: (
+        _signal(device),
+        [torch.zeros(2, 2, dtype=torch.complex64, device=device)] * (LENGTH.bit_length() - 1),
     ),
     "delta_rule": lambda device: (*[_heads(device)] * 6, _matrix_memory(device)),
     "dplr_kernel": _dplr_call,
@@ -181,6 +189,10 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         ModalSystem(_ratio(device), _ratio(device), _ratio(device)),
     ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
+    "monarch": lambda device: (
+        torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
+        [torch.zeros(HEADS, WIDTH // HEADS, WIDTH // HEADS, device=device, requires_grad=True)] * 2,
+    ),
     "relative_attention": _relative_attention_call,
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
     "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),

@@ -4,6 +4,7 @@ from longreach.mixers.attention import Attention
 from longreach.mixers.base import OptimHint, SequenceMixer, State, map_state, select_rows
 from longreach.mixers.bigbird import BigBird
 from longreach.mixers.bigs import BiGS
+from longreach.mixers.butterfly_conv import ButterflyConv
 from longreach.mixers.causal_luna import CausalLuna
 from longreach.mixers.ckconv import CKConv
 from longreach.mixers.dss import DSS, DSSOptions
@@ -15,6 +16,7 @@ from longreach.mixers.hippo_memory import HiPPOMemory, HiPPOMemoryOptions
 from longreach.mixers.hyena import Hyena
 from longreach.mixers.implicit_filter import FilterOptions
 from longreach.mixers.kernel_network import KernelOptions
+from longreach.mixers.learned_fft import TransformOptions
 from longreach.mixers.linear_transformer import LinearTransformer
 from longreach.mixers.linformer import Linformer
 from longreach.mixers.liquid_s4 import LiquidS4
@@ -56,6 +58,7 @@ __all__ = [
     "Attention",
     "BiGS",
     "BigBird",
+    "ButterflyConv",
     "CKConv",
     "CausalLuna",
     "DSSOptions",
@@ -95,6 +98,7 @@ __all__ = [
     "StripedHyena",
     "Synthesizer",
     "SynthesizerScores",
+    "TransformOptions",
     "map_state",
     "select_rows",
 ]

@@ -77,6 +77,13 @@ class Convolution(SequenceMixer[OnlineConvState]):
         return (y if self.skip is None else y + self.skip[:, None] * u).mT.to(x.dtype), state
 
 
+def decays(d_model: int, length: int) -> Float[Tensor, "{d_model} {length}"]:
+    """The scale of every tap at the exponential start, 1 at the first one; float64."""
+    channel = torch.arange(d_model, dtype=torch.float64)[:, None] / d_model
+    time = torch.arange(length, dtype=torch.float64) / length
+    return (-time * float(d_model // 2) ** channel).exp()
+
+
 def weigh_neighbours(x: Inexact[Tensor, "*r k"], weights: Sequence[float]) -> Inexact[Tensor, "*r k"]:
     """sum_i weights[i] x[.. + i - half] over the last axis, an odd number of weights; there are zeros outside."""
     half, length = len(weights) // 2, x.shape[-1]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
-from longreach.mixers.convolution import Convolution, weigh_neighbours
+from longreach.mixers.convolution import Convolution, decays, weigh_neighbours
 
 
 class LongConv(Convolution):
@@ -85,13 +85,6 @@ class LongConv(Convolution):
         elif self.smoothing == "time":
             kernel = moving_average(kernel[..., : count + self.smoothing_width // 2], self.smoothing_width)
         return self.dropout(F.softshrink(kernel[..., :count], self.threshold))
-
-
-def decays(d_model: int, length: int) -> Float[Tensor, "{d_model} {length}"]:
-    """The scale of every tap at the exponential start, 1 at the first one; float64."""
-    channel = torch.arange(d_model, dtype=torch.float64)[:, None] / d_model
-    time = torch.arange(length, dtype=torch.float64) / length
-    return (-time * float(d_model // 2) ** channel).exp()
 
 
 def moving_average(kernel: Float[Tensor, "*r k"], width: int) -> Float[Tensor, "*r k"]:

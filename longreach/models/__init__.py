@@ -11,6 +11,7 @@ from longreach.models.masked_language_model import MaskedLanguageModel
 from longreach.models.normalised_input import NormalisedInput
 from longreach.models.published import PublishedLanguageModel, load_published
 from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions
+from longreach.models.structured_linear import ButterflyLinear, MonarchLinear
 
 __all__ = [
     "GLU",
@@ -20,12 +21,14 @@ __all__ = [
     "Block",
     "BlockDiagonalLinear",
     "BlockDiagonalMLP",
+    "ButterflyLinear",
     "Classifier",
     "GatedMLP",
     "Joint",
     "LanguageModel",
     "LearnedPositions",
     "MaskedLanguageModel",
+    "MonarchLinear",
     "NormalisedInput",
     "PublishedLanguageModel",
     "RWKVLanguageModel",

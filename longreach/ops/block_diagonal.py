@@ -9,7 +9,7 @@ Axes: ... any leading axes, n blocks, o outputs of a block, i inputs of a block.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 from longreach.errors import InputError
@@ -17,7 +17,7 @@ from longreach.ops.backend import op
 
 
 @op
-def block_diagonal(x: Float[Tensor, "*b d"], weight: Float[Tensor, "n o i"]) -> Float[Tensor, "*b c"]:
+def block_diagonal(x: Inexact[Tensor, "*b d"], weight: Inexact[Tensor, "n o i"]) -> Inexact[Tensor, "*b c"]:
     """The d = n i features of `x` mapped to c = n o, n o i operations a position; autocast rounds it."""
     n, _, i = weight.shape
     if x.shape[-1] != n * i:
