@@ -3,6 +3,7 @@
 S4dLayer                         modeling_flax_bigs.py     one channel, in both views
 FlaxBiGSLayer, BiGSLayer         both files                norm, mixer, residual connection
 FlaxBiGSForMaskedLMModule        modeling_flax_bigs.py     the whole model
+BiGSForMaskedLM                  modeling_bigs.py          the same in torch
 """
 
 from typing import Any
@@ -37,6 +38,8 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
         return state_space(config)
     if name in ("FlaxBiGSLayer", "BiGSLayer"):
         return layer(config, variant)
+    if name not in ("FlaxBiGSForMaskedLMModule", "BiGSForMaskedLM"):
+        return Declined(f"{name}: a head for fine-tuning, which is BERT's and not part of the system")
     try:
         return masked_lm(config, variant)
     except InputError as error:
@@ -106,6 +109,13 @@ def masked_lm(config: dict[str, Any], variant: str) -> Published:
     rules = layout.rules(model, variant, config)
 
     def run(model: MaskedLanguageModel, tensors: Tensors) -> dict[str, Tensor]:
-        return {"output": model(tensors["input_ids"], None, tensors["token_type_ids"])}
+        types = tensors["token_type_ids"] if "token_type_ids" in tensors else None
+        return {"output": model(tensors["input_ids"], None, types)}
 
-    return Published(model, weights=lambda theirs: assemble(rules, theirs), run=run)
+    return Published(
+        model,
+        weights=lambda theirs: assemble(rules, theirs),
+        run=run,
+        tied=layout.tied(dict.fromkeys(("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"), ())),
+        unchecked={f"param/bigs.pooler.dense.{part}": "the head never reads it" for part in ("weight", "bias")},
+    )
