@@ -109,7 +109,7 @@ def masked_lm(config: dict[str, Any], variant: str) -> Published:
     rules = layout.rules(model, variant, config)
 
     def run(model: MaskedLanguageModel, tensors: Tensors) -> dict[str, Tensor]:
-        types = tensors["token_type_ids"] if "token_type_ids" in tensors else None
+        types = tensors.get("token_type_ids")
         return {"output": model(tensors["input_ids"], None, types)}
 
     return Published(
