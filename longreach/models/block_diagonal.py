@@ -29,13 +29,17 @@ class BlockDiagonalLinear(nn.Module):
         n_blocks: number of blocks.  Where it does not divide a number of features, blocks are rounded up, the input is
             filled up with zeros and the last outputs are left out.
         bias: add a trained constant.
+        shuffle: before, read the features in columns instead of n_blocks rows, so that every block gets some of every
+            row (shuffle).
     """
 
-    def __init__(self, in_features: int, out_features: int, *, n_blocks: int = 4, bias: bool = True) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, n_blocks: int = 4, bias: bool = True, shuffle: bool = False
+    ) -> None:
         super().__init__()
         if min(in_features, out_features, n_blocks) < 1:
             raise InputError(f"{in_features=}, {out_features=}, {n_blocks=}: each must be at least 1")
-        self.out_features = out_features
+        self.out_features, self.shuffle = out_features, shuffle
         rows, columns = math.ceil(out_features / n_blocks), math.ceil(in_features / n_blocks)
         self.weight = nn.Parameter(torch.empty(n_blocks, rows, columns).uniform_(-(columns**-0.5), columns**-0.5))
         bound = out_features**-0.5
@@ -44,7 +48,10 @@ class BlockDiagonalLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c"]:
         """d c / n_blocks operations at every position."""
         n_blocks, _, columns = self.weight.shape
-        y = block_diagonal(F.pad(x, (0, n_blocks * columns - x.shape[-1])), self.weight)[..., : self.out_features]
+        x = F.pad(x, (0, n_blocks * columns - x.shape[-1]))
+        if self.shuffle:
+            x = x.unflatten(-1, (n_blocks, columns)).mT.flatten(-2)
+        y = block_diagonal(x, self.weight)[..., : self.out_features]
         return y if self.bias is None else (y + self.bias).to(y.dtype)
 
 
