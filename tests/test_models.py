@@ -5,6 +5,7 @@ from typing import get_args
 import laws
 import pytest
 import torch
+from mixer_cases import DETECTORS, LEARNERS
 from torch import nn
 
 from longreach.errors import InputError
@@ -201,6 +202,34 @@ def test_initialisation_scales_the_ends_of_residual_branches() -> None:
     torch.testing.assert_close(mlp.up.weight.std().item(), 0.02, rtol=0.1, atol=0)
     torch.testing.assert_close(mlp.down.weight.std().item(), 0.02 / 4, rtol=0.1, atol=0)
     torch.testing.assert_close(model.embedding.weight.std().item(), 0.02, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", LEARNERS | DETECTORS)
+def test_a_published_start_survives_and_no_other(name: str) -> None:
+    """Linear maps that a mixer does not leave as torch starts them are its paper's, and a language model keeps them."""
+    torch.manual_seed(0)
+    mixer = (LEARNERS | DETECTORS)[name](64)
+    linears = {path: module for path, module in mixer.named_modules() if isinstance(module, nn.Linear)}
+    before = {path: linear.weight.detach().clone() for path, linear in linears.items()}
+    as_torch = all(0.99 < w.abs().max() * w.shape[1] ** 0.5 <= 1.0 for w in before.values())
+    assert mixer.keeps_its_start == (not as_torch)
+    LanguageModel(5, Backbone(64, n_layers=1, mixers=[lambda _: mixer], channel_mixer=MLP), init_std=0.02)
+    for path, linear in linears.items():
+        if mixer.keeps_its_start:
+            laws.equal(linear.weight, before[path])
+        else:
+            std = 0.02 / 2**0.5 if path.endswith("out") else 0.02
+            torch.testing.assert_close(linear.weight.std().item(), std, rtol=0.1, atol=0)
+
+
+def test_a_part_of_a_mixer_can_keep_its_start() -> None:
+    mixer = RunningSum(4)
+    mixer.drawn, mixer.kept = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    mixer.kept.keeps_its_start = True
+    drawn, kept = (part[0].weight.detach().clone() for part in (mixer.drawn, mixer.kept))
+    LanguageModel(5, Backbone(4, n_layers=1, mixers=[lambda _: mixer], channel_mixer=MLP))
+    assert torch.equal(mixer.kept[0].weight, kept)
+    assert not torch.equal(mixer.drawn[0].weight, drawn)
 
 
 def test_length_limit_is_that_of_the_mixers() -> None:

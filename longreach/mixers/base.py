@@ -48,6 +48,10 @@ class SequenceMixer(nn.Module, ABC, Generic[S]):
     max_length: int | None = None
     """The longest sequence that the mixer can read, or None where there is no limit."""
 
+    keeps_its_start: bool = False
+    """Whether the linear maps inside start as the paper says.  Otherwise they are ordinary projections, and a language
+    model draws them anew with its `init_std`.  A module inside of a mixer may say so for itself."""
+
     normalises_itself: bool = False
     """Whether the mixer has the norm of its input inside, as a gate towards the unnormalised input needs it."""
 

@@ -48,6 +48,7 @@ class BiGS(SequenceMixer[tuple]):
         dt_max: greatest time step at the start.
     """
 
+    keeps_its_start = True
     optim_hints = dict.fromkeys(("log_dt", "A_real", "A_imag"), _DYNAMICS)
 
     def __init__(

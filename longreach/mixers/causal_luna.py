@@ -45,6 +45,8 @@ class CausalLuna(SequenceMixer[CausalLunaState]):
         bias: whether the projections have biases.
     """
 
+    keeps_its_start = True
+
     def __init__(
         self,
         d_model: int,

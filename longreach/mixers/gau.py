@@ -35,6 +35,8 @@ class GAU(SequenceMixer[KeyValueCache]):
         hidden_dropout: probability of dropping an element of what the attention gives, in training.
     """
 
+    keeps_its_start = True
+
     def __init__(
         self,
         d_model: int,

@@ -76,6 +76,7 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         options: the less common choices.
     """
 
+    keeps_its_start = True
     change: Tensor
     bbar: Tensor
 

@@ -32,6 +32,8 @@ class Luna(SequenceMixer[State]):
         bias: whether the projections have biases.
     """
 
+    keeps_its_start = True
+
     def __init__(
         self,
         d_model: int,

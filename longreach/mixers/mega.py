@@ -98,6 +98,8 @@ class Mega(SequenceMixer[MegaState]):
         options: the less common choices.
     """
 
+    keeps_its_start = True
+
     def __init__(
         self,
         d_model: int,

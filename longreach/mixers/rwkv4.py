@@ -41,6 +41,7 @@ class RWKV4(SequenceMixer[RWKV4State]):
         n_layers: number of layers in the stack.
     """
 
+    keeps_its_start = True
     optim_hints = {
         "time_decay": OptimHint(lr_scale=2.0, weight_decay=False),
         "time_first": OptimHint(lr_scale=3.0, weight_decay=False),

@@ -39,6 +39,8 @@ class RWKVChannelMix(SequenceMixer[RWKVChannelMixState]):
         n_layers: number of layers in the stack.
     """
 
+    keeps_its_start = True
+
     def __init__(
         self, d_model: int, *, d_inner: int | None = None, gated: bool = True, layer: int = 0, n_layers: int = 1
     ) -> None:

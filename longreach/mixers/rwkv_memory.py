@@ -30,6 +30,8 @@ class RWKVMemory(SequenceMixer[RWKVState]):
         head_size: number of channels of a head.
     """
 
+    keeps_its_start = True
+
     def __init__(self, d_model: int, width: int, head_size: int) -> None:
         super().__init__(d_model, causal=True)
         if head_size < 1 or width % head_size:

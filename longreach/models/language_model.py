@@ -9,6 +9,7 @@ Axes: b batch, l length, d model width, v vocabulary.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +31,7 @@ class LanguageModel(nn.Module):
         tied: use the embedding as the output projection too.
         dropout: probability of dropping a channel of an embedding.
         init_std: standard deviation of embeddings and linear maps at the start, 0.02 as in GPT-2; linear maps that
-            end a residual branch get `init_std / sqrt(2 n_layers)`.  Mixers keep their own initialisation elsewhere.
+            end a residual branch get `init_std / sqrt(2 n_layers)`.  A mixer that `keeps_its_start` is left as it is.
         embedding_scale: what embeddings are multiplied with; sqrt(d) in the Transformer and in Mega.
     """
 
@@ -145,14 +146,16 @@ class LanguageModel(nn.Module):
         blocks = [module for module in self.backbone.modules() if isinstance(module, Block)]
         for block in blocks:
             branch_std = std / math.sqrt(2 * len(blocks))
-            for name, module in block.named_modules():
-                if isinstance(module, nn.Linear) and not _keeps_initialisation(name):
-                    ends_branch = name.rpartition(".")[2] in ("out", "down")
-                    nn.init.normal_(module.weight, std=branch_std if ends_branch else std)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
+            for name, linear in _projections(block):
+                nn.init.normal_(linear.weight, std=branch_std if name in ("out", "down") else std)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
 
 
-def _keeps_initialisation(name: str) -> bool:
-    """Only the projections of a mixer itself are ordinary linear maps; those inside its parts (a filter) are not."""
-    return name.startswith("mixer.") and name.count(".") > 1
+def _projections(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear maps inside, each with the last part of its name, but for those of modules that keep their start."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            yield name, child
+        elif not getattr(child, "keeps_its_start", False):
+            yield from _projections(child)
