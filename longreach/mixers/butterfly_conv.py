@@ -71,7 +71,8 @@ class ButterflyConv(SequenceMixer[State]):
         self.skip = nn.Parameter(torch.randn(d_model))
         self.optim_hints = {"kernel": OptimHint(lr=lr, weight_decay=False)}
         for name, module in self.named_children():
-            self.optim_hints |= {f"{name}.{inner}": hint for inner, hint in module.optim_hints().items()}
+            if isinstance(module, LearnedFFT):
+                self.optim_hints |= {f"{name}.{inner}": hint for inner, hint in module.optim_hints().items()}
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence, O(d n (r_1 + ... + r_p)) with the radices r of the transforms, whatever l is.
@@ -91,6 +92,6 @@ class ButterflyConv(SequenceMixer[State]):
     def circle(self) -> Float[Tensor, "d n"]:
         """The taps after squashing, those of the future at the end: float32 or wider."""
         taps = F.softshrink(self.kernel.to(torch.promote_types(self.kernel.dtype, torch.float32)), self.threshold)
-        gap = self.input_transform.size - taps.shape[0] * self.max_length
+        gap = self.input_transform.size - taps.shape[0] * taps.shape[-1]
         circle = F.pad(taps[0], (0, gap))
         return circle if len(taps) == 1 else torch.cat([circle, taps[1].flip(-1)], dim=-1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
-from longreach.ops.butterfly import butterfly_factor
+from longreach.ops.butterfly import butterfly_factor, butterfly_multiply
 from longreach.ops.cooley_tukey import cooley_tukey, dft_matrix, digits_reversed, radices, twiddle_factors
 
 
@@ -80,10 +80,16 @@ class LearnedFFT(nn.Module):
 
     def forward(self, x: Inexact[Tensor, "b d l"]) -> Complex[Tensor, "b d {self.size}"]:
         """The transform of `x` followed by zeros, O(d n (r_1 + ... + r_p)); in float32 or wider."""
+        if x.shape[-1] > self.size:
+            raise InputError(f"LearnedFFT: {x.shape[-1]} entries are more than the size={self.size} of this transform")
         x = nn.functional.pad(x, (0, self.size - x.shape[-1]))
         matrices = [self._matrix(i) for i in range(len(self.levels))]
         if self.options.weights != "block":
             return cooley_tukey(x, matrices)
+        if self.options.radix == 2:
+            twiddle = torch.stack(matrices, dim=1)[:, None]  # (h, 1, m, g, 2, 2)
+            y = butterfly_multiply(x.unflatten(1, (-1, len(twiddle))), twiddle, increasing=False).flatten(1, 2)
+            return digits_reversed(y, self.levels)
         stride = self.size
         for r, matrix in zip(self.levels, matrices, strict=True):
             stride //= r

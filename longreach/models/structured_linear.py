@@ -73,13 +73,14 @@ class ButterflyLinear(nn.Module):
     def nearest(cls, linear: nn.Linear, *, increasing: bool = True) -> "ButterflyLinear":
         """One block near a trained linear map, with its bias; exact if that is a butterfly."""
         found = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, increasing=increasing)
+        found.to(linear.weight)
         n = 2 * found.twiddle.shape[3]
         with torch.no_grad():
             dense = F.pad(linear.weight, (0, n - linear.in_features, 0, -linear.out_features % n))
             found.twiddle.copy_(project_butterfly(dense.unflatten(0, (-1, n)), increasing=increasing))
             if found.bias is not None:
                 found.bias.copy_(linear.bias)
-        return found.to(linear.weight)
+        return found
 
     def forward(
         self, x: Inexact[Tensor, "*b d"], *, transpose: bool = False, conjugate: bool = False
@@ -158,6 +159,7 @@ class MonarchLinear(nn.Module):
     def nearest(cls, linear: nn.Linear, *, n_blocks: int = 4) -> "MonarchLinear":
         """The nearest map to a trained linear map (Frobenius norm), with its bias."""
         found = cls(linear.in_features, linear.out_features, n_blocks=n_blocks, bias=linear.bias is not None)
+        found.to(linear.weight)
         with torch.no_grad():
             dense = F.pad(linear.weight, (0, -linear.in_features % n_blocks, 0, -linear.out_features % n_blocks))
             factors = project_monarch(dense, (n_blocks, n_blocks), inner=found.first.shape[1])
@@ -165,7 +167,7 @@ class MonarchLinear(nn.Module):
                 own.copy_(projected)
             if found.bias is not None:
                 found.bias.copy_(linear.bias)
-        return found.to(linear.weight)
+        return found
 
     def forward(self, x: Inexact[Tensor, "*b d"]) -> Inexact[Tensor, "*b c"]:
         """min(c, d) (c + d) / n_blocks operations at every position."""

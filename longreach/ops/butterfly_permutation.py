@@ -23,12 +23,8 @@ def levels_of(n: int, name: str) -> int:
 
 def bit_reversal(n: int) -> Int[Tensor, " {n}"]:
     """Entry i is i with its m bits in reverse; it is its own inverse."""
-    return (
-        torch.arange(n)
-        .view((2,) * levels_of(n, "bit_reversal"))
-        .permute(*reversed(range(n.bit_length() - 1)))
-        .flatten()
-    )
+    levels = levels_of(n, "bit_reversal")
+    return torch.arange(n).view((2,) * levels).permute(tuple(reversed(range(levels)))).flatten()
 
 
 def wavelet_order(n: int) -> Int[Tensor, " {n}"]:

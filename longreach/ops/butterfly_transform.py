@@ -99,7 +99,7 @@ def sine_transform(n: int, kind: Literal[2, 3, 4] = 2, *, normalized: bool = Fal
 def circulant_transform(column: Inexact[Tensor, " n"]) -> ButterflyTransform:
     """The circulant matrix with this first column: circular convolution with it.  Differentiable in the column."""
     n = len(column)
-    if n & (n - 1):
+    if n == 1 or n & (n - 1):
         return toeplitz_transform(column, torch.cat([column[:1], column[1:].flip(0)]))
     return _circulant(column, n)
 
@@ -110,7 +110,7 @@ def toeplitz_transform(column: Inexact[Tensor, " n"], row: Inexact[Tensor, " n"]
     A row of zeros makes it the causal convolution with `column`.
     """
     n = len(column)
-    gap = column.new_zeros(2 ** (2 * n - 2).bit_length() - (2 * n - 1))
+    gap = column.new_zeros(max(2, 2 ** (2 * n - 2).bit_length()) - (2 * n - 1))
     return _circulant(torch.cat([column, gap, row[1:].flip(0)]), n)
 
 

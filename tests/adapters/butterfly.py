@@ -105,7 +105,7 @@ def special(config: Config) -> Published:
         x = tensors["input"]
         is_complex = x.ndim == 3
         y = as_complex(x) if is_complex else x
-        increasing = starts_increasing(module.names, config)
+        increasing = starts_increasing(dict(module.named_buffers()), config)
         for name in module.names:
             y, increasing = apply_step(name, getattr(module, name.replace(".", "_")), y, increasing)
         y = y[..., : config["n"]]
@@ -115,13 +115,16 @@ def special(config: Config) -> Published:
     return Published(module, module.take, run)
 
 
-def starts_increasing(names: list[str], config: Config) -> bool:
-    """The direction of the first butterfly, which the files do not say."""
+def starts_increasing(steps: dict[str, Tensor], config: Config) -> bool:
+    """The direction of the first butterfly, which the files do not say: only what starts with an FFT without its
+    permutation, or ends with a permutation, has decreasing strides first.
+    """
     if "br_first" in config:
         return config["br_first"]
-    kinds = [name.rpartition(".")[2] for name in names]
-    circulant = "diagonal" in kinds or (kinds == ["twiddle"] and names != kinds)
-    return not circulant and kinds[-1] != "permutation"
+    *_, last = steps
+    several_blocks = any(name.endswith("twiddle") and tensor.shape[1] > 1 for name, tensor in steps.items())
+    circulant = several_blocks or any(name.endswith("diagonal") for name in steps)
+    return not circulant and not last.endswith("permutation")
 
 
 def apply_step(name: str, tensor: Tensor, x: Tensor, increasing: bool) -> tuple[Tensor, bool]:

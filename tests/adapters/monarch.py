@@ -121,12 +121,12 @@ def einsum(config: Config, *, rank: bool = False) -> Published:
 
 def project(config: Config) -> Published:
     """blockdiag_butterfly_project: the nearest matrix and its distance."""
-    blocks = tuple(config.get("sizes") or near_square(config["n"]))
+    first, second = config.get("sizes") or near_square(config["n"])
 
     def run(module: nn.Module, tensors: Tensors) -> dict[str, Tensor]:
         matrix = as_complex(tensors["input"]) if config["complex"] else tensors["input"]
         nearest = monarch(
-            torch.eye(matrix.shape[1], dtype=matrix.dtype), project_monarch(matrix, blocks)
+            torch.eye(matrix.shape[1], dtype=matrix.dtype), project_monarch(matrix, (first, second))
         ).T.contiguous()
         return {
             "output": torch.view_as_real(nearest) if config["complex"] else nearest,
