@@ -76,7 +76,7 @@ def test_a_mixer_that_reads_the_future_has_no_state() -> None:
     [
         ("n_heads=3 must divide d_model=8", {"n_heads": 3}),
         ("multiple of n_kv_heads=3", {"n_heads": 4, "n_kv_heads": 3}),
-        ("d_model / n_heads = 1 wide", {"n_heads": 8}),
+        ("heads must have an even width, not 1", {"n_heads": 8}),
         ("window=0 must be at least 1", {"window": 0}),
     ],
 )

@@ -19,8 +19,8 @@ TINY = CostOptions(d_model=8, threads=1, device="cpu")
 
 @pytest.mark.parametrize("name", mixer_names())
 def test_every_mixer_can_be_measured(name: str) -> None:
-    mixer = build_mixer(name, 16, 70)
-    assert mixer(torch.randn(1, 70, 16)).shape == (1, 70, 16)
+    mixer = build_mixer(name, 64, 70)
+    assert mixer(torch.randn(1, 70, 64)).shape == (1, 70, 64)
 
 
 @pytest.mark.slow

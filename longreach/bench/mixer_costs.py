@@ -28,12 +28,14 @@ from longreach.mixers import SequenceMixer
 
 WARM_UP_LENGTH = 64
 LEAST_RUNS, MOST_RUNS, ENOUGH_SECONDS = 3, 20, 0.5
+OPTIONALLY_LIMITED = ("DSS", "Sinkhorn")
+"""Mixers that need a `max_length` for long sequences, though it has a default."""
 LONG_RUN = 5.0
 """A run of this many seconds is not repeated."""
 PATIENCE = 4
 """A process that is silent for this many times the limit is stopped."""
 NEEDED = {"n_heads": 4}
-"""Values for arguments that have no default; `max_length` gets the length that is measured."""
+"""Values for arguments that have no default, apart from `max_length`, which gets the length that is measured."""
 HIGH_WATER, RESIDENT = "VmHWM", "VmRSS"
 
 
@@ -85,10 +87,9 @@ def build_mixer(name: str, d_model: int, length: int) -> SequenceMixer:
     cls = getattr(mixers, name)
     given: dict[str, Any] = {}
     for parameter in inspect.signature(cls).parameters.values():
-        if parameter.name == "max_length":
-            given["max_length"] = length
-        elif parameter.name in NEEDED and parameter.default is parameter.empty:
-            given[parameter.name] = NEEDED[parameter.name]
+        needed = parameter.default is parameter.empty or name in OPTIONALLY_LIMITED
+        if needed and parameter.name in ("max_length", *NEEDED):
+            given[parameter.name] = NEEDED.get(parameter.name, length)
     return cls(d_model, **given)
 
 
