@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "bigs"
 
 def test_kernels_are_sums_of_modes() -> None:
     """Against the formula, with a mode that would grow if its real part were not clipped."""
-    mixer = shaken(BiGS(6, d_state=5, scaling="lin"))
+    mixer = shaken(BiGS(6, d_state=5, init="lin"))
     with torch.no_grad():
         mixer.A_real[0, 0] = 0.3
     A = torch.complex(mixer.A_real.clamp(max=-1e-4), mixer.A_imag)
@@ -49,7 +49,7 @@ def test_each_direction_reads_one_way() -> None:
 
 
 def test_starts_are_as_published() -> None:
-    mixers = {scaling: BiGS(8, d_state=6, scaling=scaling) for scaling in ("hippo", "inv", "lin")}  # type: ignore
+    mixers = {init: BiGS(8, d_state=6, init=init) for init in ("hippo", "inv", "lin")}  # type: ignore
     n = torch.arange(6)
     torch.testing.assert_close(mixers["lin"].A_imag[0], math.pi * n)
     torch.testing.assert_close(mixers["inv"].A_imag[1], 6 / math.pi * (6 / (2 * n + 1) - 1))
@@ -65,7 +65,7 @@ def test_starts_are_as_published() -> None:
     many = torch.stack([BiGS(4, d_state=2).log_dt for _ in range(200)])
     assert math.log(0.01) <= many.min() < math.log(0.02)
     assert math.log(0.5) < many.max() <= 0
-    wide = BiGS(64, d_state=512, scaling="lin")
+    wide = BiGS(64, d_state=512, init="lin")
     assert abs(wide.C.std().item() - 0.5**0.5) < 0.05
     assert abs(wide.out.weight.std().item() - 0.02) < 0.002
 

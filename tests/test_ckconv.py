@@ -52,7 +52,7 @@ def test_perceptrons_are_what_the_paper_says(kind: str, weight_norm: bool) -> No
 
 
 def test_magnets_are_what_the_paper_says() -> None:
-    net = network("magnet", layers=2, frequency=3.0)
+    net = network("magnet", n_layers=2, frequency=3.0)
     for position, taps in zip(POSITIONS, net(POSITIONS).mT, strict=True):
         h = None
         for i in range(3):
@@ -63,7 +63,7 @@ def test_magnets_are_what_the_paper_says() -> None:
 
 
 def test_layer_norms_see_all_positions_and_batch_norms_their_statistics() -> None:
-    net = network("relu", norm="layer", layers=2)
+    net = network("relu", norm="layer", n_layers=2)
     hidden = net._weight(0) @ POSITIONS[None] + net.biases[0][:, None]
     normed = (hidden - hidden.mean()) / hidden.std(unbiased=False) * net.norms[0].weight[:, None] + net.norms[0].bias[
         :, None
@@ -88,7 +88,7 @@ def test_noise_keeps_its_variance_at_the_start(kind: str, mask_width: float | No
 
 @pytest.mark.parametrize("kind", ["relu", "leaky_relu", "swish"])
 def test_the_units_of_relu_bend_at_equally_spaced_positions(kind: str) -> None:
-    net = make_network(1, KernelOptions(kind, width=8, layers=4, weight_norm=False)).double()  # pyright: ignore
+    net = make_network(1, KernelOptions(kind, width=8, n_layers=4, weight_norm=False)).double()  # pyright: ignore
     assert isinstance(net, Perceptron)
     hidden, activation = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None], {"relu": torch.relu}.get(kind)
     for i in range(3 if activation else 1):
@@ -298,13 +298,13 @@ def test_networks_draw_hyena_filters_of_the_usual_size() -> None:
         ({"rate": 0.0}, "rate=0.0"),
         ({"mask_width": 0.0}, "mask_width=0.0"),
         ({"mask_width": 0.1, "mask_threshold": 1.0}, "mask_threshold=1.0"),
-        ({"kernel": KernelOptions(layers=1)}, "layers=1"),
+        ({"kernel": KernelOptions(n_layers=1)}, "n_layers=1"),
         ({"kernel": KernelOptions(width=0)}, "width=0"),
         ({"kernel": KernelOptions("random_fourier", width=5)}, "even width"),
-        ({"kernel": KernelOptions("random_fourier", layers=2)}, "at least 3 layers"),
+        ({"kernel": KernelOptions("random_fourier", n_layers=2)}, "at least 3 layers"),
         ({"kernel": KernelOptions(norm="batch")}, "norm='batch': a sine network has none"),
         ({"kernel": KernelOptions("magnet", norm="layer")}, "norm='layer'"),
-        ({"kernel": KernelOptions("magnet", layers=0)}, "layers=0"),
+        ({"kernel": KernelOptions("magnet", n_layers=0)}, "n_layers=0"),
     ],
 )
 def test_options_that_cannot_be(options: dict, message: str) -> None:

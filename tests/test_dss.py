@@ -167,7 +167,7 @@ def test_hints_are_those_that_were_published() -> None:
 
 
 def test_the_reverse_kernel_starts_at_the_next_position() -> None:
-    mixer = exact(max_length=9, bidirectional=True)
+    mixer = exact(max_length=9, causal=False)
     x = torch.zeros(1, 9, 3, dtype=torch.float64)
     x[:, 4] = 1
     past, future = mixer.kernels(9)
@@ -195,7 +195,7 @@ def test_bad_options_are_named(arguments, message: str) -> None:
 
 
 def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = DSS(2, d_state=4, version="exp", bidirectional=True)
+    mixer = DSS(2, d_state=4, version="exp", causal=False)
     state = DSS(2, d_state=4, version="exp").init_state(1)
     for call in (
         lambda: mixer.init_state(1),

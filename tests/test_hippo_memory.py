@@ -26,7 +26,7 @@ def cell(mixer: HiPPOMemory, system, x: Tensor, h: Tensor, m: Tensor, t: int) ->
         m[..., 0] = u
     else:
         dt = 1 / t if mixer.scaled else 0.2
-        abar, bbar = discretise_matrix(mixer.rule, *system, torch.tensor(dt, dtype=torch.float64))
+        abar, bbar = discretise_matrix(mixer.discretisation, *system, torch.tensor(dt, dtype=torch.float64))
         m = m @ abar.mT + u[..., None] * bbar
     seen = torch.cat([x, m.flatten(1), *([h] if mixer.options.hidden_feedback else [])], dim=-1)
     after = torch.tanh(mixer.read(seen))
@@ -43,7 +43,7 @@ def cell(mixer: HiPPOMemory, system, x: Tensor, h: Tensor, m: Tensor, t: int) ->
     ids=["published", "lmu"],
 )
 def test_the_cell_is_the_published_one(measure, options: HiPPOMemoryOptions) -> None:
-    mixer = HiPPOMemory(3, order=4, n_signals=2, measure=measure, dt=0.2, options=options).double()
+    mixer = HiPPOMemory(3, d_state=4, n_signals=2, measure=measure, dt=0.2, options=options).double()
     if mixer.feedback is not None:
         nn.init.normal_(mixer.feedback)
     system = transition("legs" if measure == "scaled-legs" else measure, 4)
@@ -62,7 +62,7 @@ def test_the_cell_is_the_published_one(measure, options: HiPPOMemoryOptions) -> 
 
 @pytest.mark.parametrize("measure", get_args(Measure))
 def test_every_measure_can_be_remembered(measure) -> None:
-    mixer = HiPPOMemory(3, order=4, measure=measure, dt=0.1).double()
+    mixer = HiPPOMemory(3, d_state=4, measure=measure, dt=0.1).double()
     x = torch.randn(2, 9, 3, dtype=torch.float64)
     y, state = mixer.prefill(x[:, :4], mixer.init_state(2))
     z, _ = mixer.prefill(x[:, 4:], state)
@@ -72,7 +72,7 @@ def test_every_measure_can_be_remembered(measure) -> None:
 @pytest.mark.parametrize("rule", ["zoh", "bilinear", "backward"])
 def test_a_constant_is_remembered_as_one(rule) -> None:
     """Scaled LegS: the first function is the constant, and stays its only coefficient however long it is read."""
-    mixer = HiPPOMemory(3, order=5, rule=rule).double()
+    mixer = HiPPOMemory(3, d_state=5, discretisation=rule).double()
     with torch.no_grad():
         mixer.write.weight.zero_()
         mixer.write.bias.fill_(0.7)
@@ -81,7 +81,7 @@ def test_a_constant_is_remembered_as_one(rule) -> None:
 
 
 def test_scaled_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    mixer = HiPPOMemory(3, order=4).double()
+    mixer = HiPPOMemory(3, d_state=4).double()
     x = torch.randn(2, 11, 3, dtype=torch.float64)
     expected = mixer(x)
     monkeypatch.setattr("longreach.mixers.hippo_memory.BLOCK_ELEMENTS", 3 * 16)
@@ -90,7 +90,7 @@ def test_scaled_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_padding_between_real_positions_is_left_out() -> None:
     for measure in ("scaled-legs", "legs"):
-        mixer = HiPPOMemory(3, order=4, measure=measure, dt=0.1).double()
+        mixer = HiPPOMemory(3, d_state=4, measure=measure, dt=0.1).double()
         x, mask = torch.randn(1, 8, 3).double(), torch.tensor([[True, False, True, True, False, False, True, True]])
         x[~mask] = float("nan")
         alone = mixer(x[mask][None])
@@ -101,10 +101,10 @@ def test_padding_between_real_positions_is_left_out() -> None:
 
 
 def test_trained_dynamics_have_their_own_learning_rate() -> None:
-    mixer = HiPPOMemory(3, order=4, measure="lagt", options=HiPPOMemoryOptions(dynamics_lr_scale=0.1))
+    mixer = HiPPOMemory(3, d_state=4, measure="lagt", options=HiPPOMemoryOptions(dynamics_lr_scale=0.1))
     assert mixer.optim_hints == {"change": OptimHint(lr_scale=0.1), "bbar": OptimHint(lr_scale=0.1)}
     assert {"change", "bbar"} <= {name for name, _ in mixer.named_parameters()}
-    fixed = HiPPOMemory(3, order=4, measure="lagt")
+    fixed = HiPPOMemory(3, d_state=4, measure="lagt")
     equal(mixer.change.detach(), fixed.change.float())
     equal(mixer.bbar.detach(), fixed.bbar.float())
     assert not fixed.optim_hints
@@ -113,7 +113,7 @@ def test_trained_dynamics_have_their_own_learning_rate() -> None:
 
 def test_long_memories_keep_their_precision_in_float32() -> None:
     """With dt = 1e-4, abar is nearly one; stored as abar - 1 it loses nothing."""
-    mixer = HiPPOMemory(3, order=8, measure="legs", dt=1e-4)
+    mixer = HiPPOMemory(3, d_state=8, measure="legs", dt=1e-4)
     x = torch.randn(1, 300, 3)
     _, state = mixer.prefill(x, mixer.init_state(1))
     _, exact = mixer.double().prefill(x.double(), mixer.init_state(1))
@@ -123,7 +123,7 @@ def test_long_memories_keep_their_precision_in_float32() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"order": 0}, "order=0 and n_signals=1 must be at least 1"),
+        ({"d_state": 0}, "d_state=0 and n_signals=1 must be at least 1"),
         ({"n_signals": 0}, "n_signals=0"),
         ({"dt": 0.0}, "dt=0.0 positive"),
         ({"options": HiPPOMemoryOptions(dynamics_lr_scale=0.5)}, "scaled-legs.*dynamics_lr_scale=0"),

@@ -145,7 +145,7 @@ def test_decay_orders_deal_out_the_same_rates() -> None:
 
 
 def test_normalized_taps_sum_to_one() -> None:
-    taps = make_filter(FilterOptions(normalized=True))(50)
+    taps = make_filter(FilterOptions(normalise=True))(50)
     torch.testing.assert_close(taps.abs().sum((0, 1)), torch.ones(50))
 
 
@@ -221,7 +221,7 @@ def test_dropout_works_in_training_only() -> None:
         ({"max_length": 0}, "max_length=0"),
         ({"filter": FilterOptions(embedding_dim=4)}, "embedding_dim=4"),
         ({"filter": FilterOptions(embedding_dim=1)}, "embedding_dim=1"),
-        ({"filter": FilterOptions(inner_layers=-1)}, "inner_layers=-1"),
+        ({"filter": FilterOptions(n_inner_layers=-1)}, "n_inner_layers=-1"),
     ],
 )
 def test_options_that_cannot_be(options: dict, message: str) -> None:

@@ -140,7 +140,7 @@ def test_padding_anywhere_in_a_stream_is_left_out() -> None:
 
 
 def test_the_other_direction_is_read_from_the_next_position_on() -> None:
-    mixer = lively(bidirectional=True)
+    mixer = lively(causal=False)
     forward, backward = lively(), lively()
     shared = {name: value for name, value in mixer.state_dict().items() if name != "C"}
     forward.load_state_dict(shared | {"C": mixer.C[:1]})
@@ -202,7 +202,7 @@ def test_states_are_as_wide_as_the_parameters() -> None:
 
 
 def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = LiquidS4(2, d_state=4, bidirectional=True)
+    mixer = LiquidS4(2, d_state=4, causal=False)
     state = LiquidS4(2, d_state=4).init_state(1)
     for call in (
         lambda: mixer.init_state(1),

@@ -200,7 +200,7 @@ def test_sinkhorn_mixes_blocks(causal: bool) -> None:
 
 
 def test_sinkhorn_tends_to_a_doubly_stochastic_matrix() -> None:
-    mixer = Sinkhorn(WIDTH, n_heads=2, block_size=3, max_blocks=9, n_iterations=200, causal=False).double()
+    mixer = Sinkhorn(WIDTH, n_heads=2, block_size=3, max_length=27, n_iterations=200, causal=False).double()
     key, value = torch.randn(2, 1, 2, 20, 4, dtype=torch.float64)
     weights, _, _ = mixer._sort(key, value, torch.ones(1, 20, dtype=torch.bool))
     for axis in (2, 3):
@@ -283,7 +283,10 @@ def test_what_nobody_sees_again_is_dropped(name: str) -> None:
         (lambda: Reformer(WIDTH, n_buckets=3), "n_buckets=3 must be even"),
         (lambda: Reformer(WIDTH, n_heads=8), "n_heads=8 must divide d_model=8, into even widths"),
         (lambda: Sinkhorn(WIDTH, temperature=0.0), "temperature=0.0 above 0"),
-        (lambda: Sinkhorn(WIDTH, block_size=2, max_blocks=3)(torch.zeros(1, 7, WIDTH)), "7 positions are more than"),
+        (
+            lambda: Sinkhorn(WIDTH, block_size=2, max_length=6)(torch.zeros(1, 7, WIDTH)),
+            "7 positions is longer than max_length=6",
+        ),
         (lambda: BigBird(WIDTH).init_state(1), "BigBird with causal=False reads the future"),
         (lambda: Reformer(WIDTH, causal=False).init_state(1), "Reformer with causal=False reads the future"),
     ],

@@ -249,7 +249,7 @@ def test_the_default_number_of_directions() -> None:
 
 
 def test_enough_landmarks_make_softmax_attention() -> None:
-    mixer = Nystromformer(8, n_landmarks=10, n_heads=2, iterations=30, conv_width=None).double()
+    mixer = Nystromformer(8, n_landmarks=10, n_heads=2, n_iterations=30, conv_width=None).double()
     x, mask = randn(3, 10, 8), torch.arange(10) < torch.tensor([[10], [7], [1]])
     y = mixer(x, mask)
     for row, length in enumerate(mask.sum(1).tolist()):
@@ -323,7 +323,7 @@ def test_lunas_start() -> None:
 def test_gau_is_its_definition(causal: bool) -> None:
     mixer = make("gau" if causal else "gau-bidirectional")
     x = randn(1, 5, 8)
-    u, v, z = F.silu(mixer.into(x[0])).split((mixer.d_hidden, mixer.d_hidden, mixer.d_key), dim=-1)
+    u, v, z = F.silu(mixer.into(x[0])).split((mixer.d_value, mixer.d_value, mixer.d_key), dim=-1)
     q, k = (z * mixer.scale[i] + mixer.shift[i] for i in (0, 1))
     attended = torch.zeros_like(v)
     for t in range(5):
@@ -338,7 +338,7 @@ def test_gaus_start() -> None:
     for parameter in (mixer.into.weight, mixer.out.weight, mixer.scale, mixer.bias):
         assert abs(parameter.std() / 0.02 - 1) < 0.1
     assert not mixer.shift.any()
-    assert mixer.d_hidden == 128
+    assert mixer.d_value == 128
 
 
 def test_the_synthesizer_is_its_definition() -> None:

@@ -135,7 +135,7 @@ def masked_model(vocab_size: int) -> MaskedLanguageModel:
 
 
 def language_model(vocab_size: int) -> LanguageModel:
-    backbone = Backbone(8, n_layers=1, mixers=[lambda d: S4D(d, d_state=4, bidirectional=True)], channel_mixer=MLP)
+    backbone = Backbone(8, n_layers=1, mixers=[lambda d: S4D(d, d_state=4, causal=False)], channel_mixer=MLP)
     return LanguageModel(vocab_size, backbone)
 
 

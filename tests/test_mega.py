@@ -28,7 +28,7 @@ def is_normal(x: Tensor, std: float) -> bool:
 
 
 def test_the_published_start() -> None:
-    mixer = Mega(64, d_value=96, d_attention=600, d_state=16, chunk_size=900)
+    mixer = Mega(64, d_value=96, d_key=600, d_state=16, chunk_size=900)
     average = mixer.average
     assert is_normal(average.delta, 0.2)
     assert is_normal(average.alpha, 0.2)
@@ -45,7 +45,7 @@ def test_the_published_start() -> None:
 
 
 def test_the_taps_of_the_average() -> None:
-    average = MovingAverage(3, d_state=2, truncation=5).double()
+    average = MovingAverage(3, d_state=2, kernel_length=5).double()
     p, a = average.delta.sigmoid(), average.alpha.sigmoid()
     lags = torch.arange(5, dtype=torch.float64)
     taps = (average.gamma * p * average.beta)[..., None] * (1 - p * a)[..., None] ** lags / 2**0.5
@@ -75,8 +75,8 @@ def test_saturated_averages_are_finite() -> None:
 
 
 def test_a_truncated_average_forgets() -> None:
-    """In all views: what lies `truncation` positions back has no influence at all."""
-    average = MovingAverage(4, d_state=3, truncation=6).double()
+    """In all views: what lies `kernel_length` positions back has no influence at all."""
+    average = MovingAverage(4, d_state=3, kernel_length=6).double()
     x = torch.randn(1, 20, 4, dtype=torch.float64)
     other = torch.cat([torch.randn(1, 9, 4, dtype=torch.float64), x[:, 9:]], dim=1)
     torch.testing.assert_close(average(x)[:, 14:], average(other)[:, 14:])
@@ -92,8 +92,8 @@ def test_a_truncated_average_forgets() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_stays_in_its_chunk(causal: bool) -> None:
     """With averages of the present alone, every chunk is mixed as if it stood by itself."""
-    options = MegaOptions(truncation=1)
-    mixer = Mega(8, d_attention=4, d_state=2, chunk_size=5, causal=causal, options=options).double()
+    options = MegaOptions(kernel_length=1)
+    mixer = Mega(8, d_key=4, d_state=2, chunk_size=5, causal=causal, options=options).double()
     x = torch.randn(2, 13, 8, dtype=torch.float64)
     y = mixer(x)
     for part in (slice(0, 5), slice(5, 10), slice(10, 13)):
@@ -101,13 +101,13 @@ def test_attention_stays_in_its_chunk(causal: bool) -> None:
 
 
 def test_averages_cross_the_borders_of_chunks() -> None:
-    mixer = Mega(8, d_attention=4, d_state=2, chunk_size=5).double()
+    mixer = Mega(8, d_key=4, d_state=2, chunk_size=5).double()
     x = torch.randn(2, 10, 8, dtype=torch.float64)
     assert not torch.allclose(mixer(x)[:, 5:], mixer(x[:, 5:]))
 
 
 def test_the_rotary_bias_is_a_product_of_turned_vectors() -> None:
-    mixer = Mega(8, d_attention=6, position="rotary").double()
+    mixer = Mega(8, d_key=6, position="rotary").double()
     alpha, beta = mixer.bias
     angle = torch.arange(7.0, dtype=torch.float64)[:, None] * 10_000 ** (-torch.arange(3) / 3)
 
@@ -124,7 +124,7 @@ def test_the_rotary_bias_is_a_product_of_turned_vectors() -> None:
 
 def test_the_gate_leads_from_the_unnormalised_input() -> None:
     """A layer norm does not see a constant that is added to all channels; the residual path does."""
-    backbone = Backbone(8, n_layers=1, mixers=[lambda d: Mega(d, d_attention=4)], channel_mixer=MLP).double()
+    backbone = Backbone(8, n_layers=1, mixers=[lambda d: Mega(d, d_key=4)], channel_mixer=MLP).double()
     (block,) = backbone.blocks
     assert not list(block.norm.parameters())
     mixer = block.mixer
@@ -140,7 +140,7 @@ def test_the_gate_leads_from_the_unnormalised_input() -> None:
 def test_dropout_in_training() -> None:
     x = torch.randn(2, 40, 8)
     for name in ("dropout", "attention_dropout", "value_dropout"):
-        mixer = Mega(8, d_attention=4, chunk_size=20, options=MegaOptions(**{name: 0.5}))
+        mixer = Mega(8, d_key=4, chunk_size=20, options=MegaOptions(**{name: 0.5}))
         assert not torch.equal(mixer(x), mixer(x))
         state = mixer.init_state(2)
         assert not torch.equal(mixer.prefill(x, state)[0], mixer.prefill(x, state)[0])
@@ -149,7 +149,7 @@ def test_dropout_in_training() -> None:
 
 
 def test_attention_dropout_in_a_step() -> None:
-    mixer = Mega(8, d_attention=4, options=MegaOptions(attention_dropout=0.5))
+    mixer = Mega(8, d_key=4, options=MegaOptions(attention_dropout=0.5))
     with torch.no_grad():
         mixer.out.weight *= 1000
     _, state = mixer.prefill(torch.randn(2, 9, 8), mixer.init_state(2))
@@ -158,7 +158,7 @@ def test_attention_dropout_in_a_step() -> None:
 
 
 def test_feature_dropout_drops_channels_of_a_sequence() -> None:
-    mixer = Mega(8, d_attention=4, options=MegaOptions(feature_dropout=True))
+    mixer = Mega(8, d_key=4, options=MegaOptions(feature_dropout=True))
     dropped = mixer._drop(torch.ones(3, 9, 8), 0.5)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
@@ -167,7 +167,7 @@ def test_feature_dropout_drops_channels_of_a_sequence() -> None:
 
 def test_generation_holds_one_chunk() -> None:
     """However long the prompts and at whatever places of their chunks, the state stays small."""
-    mixer = Mega(4, d_attention=4, d_state=2, chunk_size=70).double()
+    mixer = Mega(4, d_key=4, d_state=2, chunk_size=70).double()
     x = torch.randn(2, 1000, 4, dtype=torch.float64)
     mask = torch.arange(1000) >= torch.tensor([[0], [33]])
     _, state = mixer.prefill(x, mixer.init_state(2), mask)
@@ -185,8 +185,8 @@ def test_generation_holds_one_chunk() -> None:
         ({"chunk_size": None}, "needs max_length"),
         ({"max_length": 100}, "take None"),
         ({"position": "rotary", "chunk_size": None, "max_length": 100}, "take None"),
-        ({"position": "rotary", "d_attention": 5}, "d_attention=5 must be even"),
-        ({"options": MegaOptions(truncation=0)}, "truncation=0"),
+        ({"position": "rotary", "d_key": 5}, "d_key=5 must be even"),
+        ({"options": MegaOptions(kernel_length=0)}, "kernel_length=0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -46,7 +46,7 @@ def test_forward_is_what_the_paper_says() -> None:
 
 
 def test_the_causal_one_without_residual_is_hyena_of_order_2() -> None:
-    mixer = shaken(MonarchMixer(4, max_length=20, bidirectional=False, residual_conv=False, filter=SMALL))
+    mixer = shaken(MonarchMixer(4, max_length=20, causal=True, residual_conv=False, filter=SMALL))
     hyena = shaken(Hyena(4, max_length=20, filter=SMALL))
     weights = dict(mixer.state_dict())
     for name in ("projections.weight", "projections.bias", "short_weight", "short_bias"):
@@ -58,7 +58,7 @@ def test_the_causal_one_without_residual_is_hyena_of_order_2() -> None:
 
 
 def test_streams_are_exact_over_many_blocks() -> None:
-    mixer = shaken(MonarchMixer(2, max_length=4 * BASE, bidirectional=False, filter=SMALL))
+    mixer = shaken(MonarchMixer(2, max_length=4 * BASE, causal=True, filter=SMALL))
     x = torch.randn(1, 3 * BASE + 9, 2, dtype=torch.float64)
     with torch.no_grad():
         first, state = mixer.prefill(x[:, : BASE + 5], mixer.init_state(1))
@@ -72,7 +72,7 @@ def test_padding_may_hold_anything_but_must_not_come_late() -> None:
     padded = x.masked_fill(~mask[..., None], math.nan)
     both = shaken(MonarchMixer(4, max_length=20, filter=SMALL))
     laws.equal(both(padded, mask)[:, 5:], both(x[:, 5:]))
-    mixer = shaken(MonarchMixer(4, max_length=30, filter=SMALL, bidirectional=False))
+    mixer = shaken(MonarchMixer(4, max_length=30, filter=SMALL, causal=True))
     y, state = mixer.prefill(padded, mixer.init_state(2), mask)
     laws.equal(y[:, 5:], mixer(x[:, 5:]))
     with pytest.raises(InputError, match=r"rows \[0, 1\] have padding after"):
@@ -81,7 +81,7 @@ def test_padding_may_hold_anything_but_must_not_come_late() -> None:
 
 def test_what_reads_the_future_cannot_be_stepped() -> None:
     mixer = MonarchMixer(4, max_length=8, filter=SMALL)
-    state = MonarchMixer(4, max_length=8, filter=SMALL, bidirectional=False).init_state(2)
+    state = MonarchMixer(4, max_length=8, filter=SMALL, causal=True).init_state(2)
     for call in (lambda: mixer.init_state(2), lambda: mixer.step(torch.zeros(2, 4), state)):
         with pytest.raises(InputError, match="reads the future"):
             call()

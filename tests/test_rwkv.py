@@ -22,9 +22,9 @@ from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions, largest_
 GOLDEN = Path(__file__).parent / "golden"
 SIZES: dict[int, RWKVOptions] = {
     4: RWKVOptions(d_inner=12),
-    5: RWKVOptions(d_attention=12, head_size=3, divisor=2.0),
-    6: RWKVOptions(d_attention=4, head_size=2, divisor=3.0, share_rank=3, decay_rank=2),
-    7: RWKVOptions(head_size=4, decay_rank=3, rate_rank=2, gate_rank=5, value_rank=3),
+    5: RWKVOptions(d_attention=12, head_dim=3, divisor=2.0),
+    6: RWKVOptions(d_attention=4, head_dim=2, divisor=3.0, share_rank=3, decay_rank=2),
+    7: RWKVOptions(head_dim=4, decay_rank=3, rate_rank=2, gate_rank=5, value_rank=3),
 }
 
 
@@ -111,8 +111,8 @@ def is_orthogonal(linear: nn.Linear, gain: float) -> None:
 def test_versions_5_and_6_start_as_published(layer: int) -> None:
     d, n = 6, 3
     up, down = layer / (n - 1), 1 - layer / n
-    fifth = RWKV5(d, head_size=3, layer=layer, n_layers=n)
-    sixth = RWKV6(d, head_size=3, layer=layer, n_layers=n)
+    fifth = RWKV5(d, head_dim=3, layer=layer, n_layers=n)
+    sixth = RWKV6(d, head_dim=3, layer=layer, n_layers=n)
     key, half = [(i / d) ** down for i in range(d)], [(i / d) ** (0.5 * down) for i in range(d)]
     value = [share + 0.3 * up for share in key]
     shares = [fifth.share_key, fifth.share_value, fifth.share_receptance, fifth.share_gate]
@@ -138,7 +138,7 @@ def test_versions_5_and_6_start_as_published(layer: int) -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_version_7_starts_as_published(layer: int) -> None:
     d, n, size = 6, 3, 3
-    mixer, up, down = RWKV7(d, head_size=size, layer=layer, n_layers=n), layer / (n - 1), 1 - layer / n
+    mixer, up, down = RWKV7(d, head_dim=size, layer=layer, n_layers=n), layer / (n - 1), 1 - layer / n
     close(mixer.shares, [(i / d) ** (power * down) for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2) for i in range(d)])
     slope = [i / (d - 1) - 0.5 for i in range(d)]
     bend = [(i % size - 1) * abs(i % size - 1) for i in range(d)]
@@ -223,9 +223,9 @@ def test_the_largest_logits_of_many_positions() -> None:
     ("message", "make"),
     [
         ("layer=3 must be from 0", lambda: RWKV4(8, layer=3, n_layers=3)),
-        ("head_size=5 must divide the 8", lambda: RWKV5(8, head_size=5)),
-        ("share_rank=0", lambda: RWKV6(8, head_size=4, share_rank=0)),
-        ("rank 0", lambda: RWKV7(8, head_size=4, gate_rank=0)),
+        ("head_dim=5 must divide the 8", lambda: RWKV5(8, head_dim=5)),
+        ("share_rank=0", lambda: RWKV6(8, head_dim=4, share_rank=0)),
+        ("rank 0", lambda: RWKV7(8, head_dim=4, gate_rank=0)),
         ("d_inner=0", lambda: RWKVChannelMix(8, d_inner=0)),
         ("version 4 has no decay_rank, gate_rank", lambda: RWKV(8, n_layers=1, version=4, options=SIZES[7])),
         ("version 5 has no share_rank", lambda: RWKV(8, n_layers=1, version=5, options=RWKVOptions(share_rank=3))),
@@ -280,7 +280,7 @@ def test_the_structure_is_read_off_the_shapes(version: int, tmp_path: Path) -> N
 
 
 PUBLISHED_OPTIONS = {
-    "dim_ffn": "d_inner", "dim_att": "d_attention", "head_size": "head_size", "head_size_divisor": "divisor",
+    "dim_ffn": "d_inner", "dim_att": "d_attention", "head_size": "head_dim", "head_size_divisor": "divisor",
     "D_MIX_LORA": "share_rank", "D_DECAY_LORA": "decay_rank", "D_AAA_LORA": "rate_rank", "D_GATE_LORA": "gate_rank",
     "D_MV_LORA": "value_rank",
 }  # fmt: skip

@@ -308,7 +308,7 @@ def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = S4(2, d_state=4, bidirectional=True)
+    mixer = S4(2, d_state=4, causal=False)
     state = S4(2, d_state=4).init_state(1)
     for call in (
         lambda: mixer.init_state(1),

@@ -131,7 +131,7 @@ def test_real_mixer_is_a_set_of_moving_averages() -> None:
 
 
 def test_the_reverse_kernel_starts_at_the_next_position() -> None:
-    mixer = S4D(2, d_state=4, bidirectional=True).double()
+    mixer = S4D(2, d_state=4, causal=False).double()
     x = torch.zeros(1, 9, 2, dtype=torch.float64)
     x[:, 4] = 1
     past, future = mixer.kernels(9)
@@ -195,7 +195,7 @@ def test_bad_options_are_named(arguments, message: str) -> None:
 
 
 def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = S4D(2, d_state=4, bidirectional=True)
+    mixer = S4D(2, d_state=4, causal=False)
     state = S4D(2, d_state=4).init_state(1)
     for call in (
         lambda: mixer.init_state(1),

@@ -40,14 +40,14 @@ def recurrence(mixer: S5, x: Tensor, C: Tensor, *, liquid: bool = False) -> Tens
 
 @pytest.mark.parametrize("liquid", [False, True])
 def test_pairs_stand_for_a_real_system(liquid: bool) -> None:
-    mixer = S5(3, d_state=8, blocks=2, dt_min=0.1, dt_max=0.3, options=S5Options(liquid=liquid)).double()
+    mixer = S5(3, d_state=8, n_blocks=2, dt_min=0.1, dt_max=0.3, options=S5Options(liquid=liquid)).double()
     x = torch.randn(1, 9, 3, dtype=torch.float64)
     C = torch.view_as_complex(mixer.C)[0]
     equal(mixer(x)[0], recurrence(mixer, x[0], C, liquid=liquid) + mixer.D * x[0])
 
 
 def test_both_directions_count_the_present() -> None:
-    mixer = S5(3, d_state=4, blocks=1, bidirectional=True).double()
+    mixer = S5(3, d_state=4, n_blocks=1, causal=False).double()
     x = torch.randn(1, 9, 3, dtype=torch.float64)
     past, future = torch.view_as_complex(mixer.C)
     backwards = recurrence(mixer, x[0].flip(0), future).flip(0)
@@ -58,7 +58,7 @@ def test_both_directions_count_the_present() -> None:
 def test_it_starts_from_blocks_of_hippo(pairs: bool) -> None:
     """A is the normal part of HiPPO-LegS in its eigenvectors, repeated; B and C are real ones in the same basis."""
     options = S5Options(conjugate_pairs=pairs)
-    mixer = S5(512, d_state=16, blocks=2, dt_min=0.01, dt_max=0.5, options=options)
+    mixer = S5(512, d_state=16, n_blocks=2, dt_min=0.01, dt_max=0.5, options=options)
     A, _ = transition("legs", 8)
     eigenvalues = torch.linalg.eigvals((A - A.mT) / 2 - torch.eye(8) / 2)
     wanted = sorted(value.imag for value in eigenvalues.tolist() if value.imag < 0 or not pairs)
@@ -76,20 +76,20 @@ def test_the_readout_starts_with_the_published_variance() -> None:
     """Variance 1 / d_state in both parts of the real readout, or 1 / (d_state d), or 1/2 in each part of a mode."""
     wished: dict[CInit, float] = {"trunc_standard_normal": 2 / 64, "lecun_normal": 2 / 64 / 128, "complex_normal": 1}
     for init, expected in wished.items():
-        C = S5(128, d_state=64, blocks=4, options=S5Options(C_init=init)).C
+        C = S5(128, d_state=64, n_blocks=4, options=S5Options(C_init=init)).C
         assert (torch.view_as_complex(C).abs().square().mean() / expected - 1).abs() < 0.05
 
 
 def test_truncated_normals_are_cut() -> None:
     """With a single block of two states the eigenvectors only turn: no entry is longer than both its parts allow."""
-    C = S5(4096, d_state=2, blocks=1, options=S5Options(conjugate_pairs=False)).C
+    C = S5(4096, d_state=2, n_blocks=1, options=S5Options(conjugate_pairs=False)).C
     reach = 2 / 0.87962566103423978 / math.sqrt(2)
     assert torch.view_as_complex(C).abs().square().sum(-1).max() <= 4 * reach**2 + 1e-5
     assert torch.view_as_complex(C).abs().square().sum(-1).max() > 0.5 * 4 * reach**2
 
 
 def test_clipped_modes_do_not_grow() -> None:
-    mixer = S5(2, d_state=4, blocks=1, dt_min=1.0, dt_max=1.0, options=S5Options(clip=True)).double()
+    mixer = S5(2, d_state=4, n_blocks=1, dt_min=1.0, dt_max=1.0, options=S5Options(clip=True)).double()
     with torch.no_grad():
         mixer.A_real.fill_(0.3)
     equal(mixer._system()[0].abs(), torch.full((2,), math.exp(-1e-4), dtype=torch.float64))
@@ -97,8 +97,8 @@ def test_clipped_modes_do_not_grow() -> None:
 
 @pytest.mark.parametrize("rule", ["zoh", "bilinear"])
 def test_rate_multiplies_the_time_steps(rule) -> None:
-    fast = S5(3, d_state=4, blocks=1, discretisation=rule, options=S5Options(rate=2.0)).double()
-    slow = S5(3, d_state=4, blocks=1, discretisation=rule).double()
+    fast = S5(3, d_state=4, n_blocks=1, discretisation=rule, options=S5Options(rate=2.0)).double()
+    slow = S5(3, d_state=4, n_blocks=1, discretisation=rule).double()
     slow.load_state_dict(fast.state_dict())
     with torch.no_grad():
         slow.log_dt.add_(math.log(2))
@@ -113,12 +113,12 @@ def test_rate_multiplies_the_time_steps(rule) -> None:
         (S5Options(groups="decay_B"), {"A_real", "A_imag", "log_dt", "B"}, {"B"}),
         (S5Options(groups="fast_B"), {"A_real", "A_imag", "log_dt"}, set()),
         (S5Options(groups="slow_BCD"), {"A_real", "A_imag", "log_dt", "B", "C", "D"}, set()),
-        (S5Options(fast_dt=True), {"A_real", "A_imag", "B"}, set()),
+        (S5Options(ordinary_dt=True), {"A_real", "A_imag", "B"}, set()),
     ],
-    ids=["standard", "decay_B", "fast_B", "slow_BCD", "fast_dt"],
+    ids=["standard", "decay_B", "fast_B", "slow_BCD", "ordinary_dt"],
 )
 def test_groups_are_those_that_were_published(options: S5Options, slow: set[str], decayed: set[str]) -> None:
-    hints = S5(4, d_state=4, blocks=1, options=options).optim_hints
+    hints = S5(4, d_state=4, n_blocks=1, options=options).optim_hints
     assert {name for name, hint in hints.items() if hint.lr == 1e-3} == set(hints) == slow
     assert {name for name, hint in hints.items() if hint.weight_decay} == decayed
 
@@ -126,7 +126,7 @@ def test_groups_are_those_that_were_published(options: S5Options, slow: set[str]
 def test_padding_anywhere_in_a_stream_is_left_out() -> None:
     """A chunk with any mask, after any state, is read as its real positions alone; even if padding is NaN."""
     for liquid in (False, True):
-        mixer = S5(3, d_state=4, blocks=1, options=S5Options(liquid=liquid)).double()
+        mixer = S5(3, d_state=4, n_blocks=1, options=S5Options(liquid=liquid)).double()
         x = torch.randn(5, 14, 3, dtype=torch.float64)
         mask = torch.rand(5, 8) < 0.6
         mask[0], mask[1] = False, True
@@ -139,7 +139,7 @@ def test_padding_anywhere_in_a_stream_is_left_out() -> None:
 
 
 def test_states_are_as_wide_as_the_parameters() -> None:
-    mixer = S5(3, d_state=4, blocks=1)
+    mixer = S5(3, d_state=4, n_blocks=1)
     y, state = mixer.step(torch.randn(2, 3).bfloat16(), mixer.init_state(2))
     assert (y.dtype, state.modes.dtype) == (torch.bfloat16, torch.complex64)
     y, state = mixer.prefill(torch.randn(2, 5, 3).bfloat16(), state)
@@ -149,9 +149,9 @@ def test_states_are_as_wide_as_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"d_state": 9}, "d_state=9 must be a positive multiple of blocks=8"),
+        ({"d_state": 9}, "d_state=9 must be a positive multiple of n_blocks=8"),
         ({"d_state": 8}, "blocks of 1 states; conjugate pairs need an even number"),
-        ({"blocks": 0}, "blocks=0"),
+        ({"n_blocks": 0}, "n_blocks=0"),
         ({"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
         ({"options": S5Options(rate=0.0)}, "rate=0.0 must be positive"),
     ],
@@ -162,8 +162,8 @@ def test_bad_options_are_named(arguments, message: str) -> None:
 
 
 def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = S5(2, d_state=4, blocks=1, bidirectional=True)
-    state = S5(2, d_state=4, blocks=1).init_state(1)
+    mixer = S5(2, d_state=4, n_blocks=1, causal=False)
+    state = S5(2, d_state=4, n_blocks=1).init_state(1)
     for call in (
         lambda: mixer.init_state(1),
         lambda: mixer.step(torch.zeros(1, 2), state),
@@ -177,7 +177,7 @@ def test_the_constructor_is_a_schema() -> None:
     """All options can be given in a configuration file."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(S5, "mixer")
-    config = {"d_model": 4, "d_state": 8, "blocks": 2, "options": {"groups": "fast_B", "clip": True}}
+    config = {"d_model": 4, "d_state": 8, "n_blocks": 2, "options": {"groups": "fast_B", "clip": True}}
     mixer = parser.instantiate(parser.parse_object({"mixer": config})).mixer
     assert (mixer.options.groups, mixer.options.clip, mixer.B.shape) == ("fast_B", True, (4, 4, 2))
 

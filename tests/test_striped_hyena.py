@@ -53,7 +53,7 @@ def definition(mixer: StripedHyena, x: Tensor) -> Tensor:
     [
         {"d_state": 3, "n_filters": 3},
         {"filter": "real", "d_state": 2, "bias": False, "short_bias": False},
-        {"filter": "explicit", "filter_length": 4, "skip": False, "n_filters": 2, "short_width": 1},
+        {"filter": "explicit", "kernel_length": 4, "skip": False, "n_filters": 2, "short_width": 1},
     ],
     ids=lambda options: options.get("filter", "complex"),
 )
@@ -88,8 +88,8 @@ def test_left_padding_is_invisible_to_forward() -> None:
     laws.equal(mixer(x, mask)[:, 5:], mixer(x[:, 5:]))
 
 
-def test_filter_length_cuts_a_modal_filter() -> None:
-    whole, cut = StripedHyena(4, d_state=3).double(), StripedHyena(4, d_state=3, filter_length=5).double()
+def test_kernel_length_cuts_a_modal_filter() -> None:
+    whole, cut = StripedHyena(4, d_state=3).double(), StripedHyena(4, d_state=3, kernel_length=5).double()
     cut.load_state_dict(whole.state_dict())
     laws.equal(cut.kernel(9), whole.kernel(9)[:, :5])
 
@@ -113,8 +113,8 @@ def test_long_float32_is_as_good_as_its_numbers() -> None:
         ({"n_filters": 3}, "n_filters=3 must divide d_model=8"),
         ({"d_state": 0}, "d_state=0"),
         ({"short_width": 0}, "short_width=0"),
-        ({"filter_length": 0}, "filter_length=0"),
-        ({"filter": "explicit"}, "set filter_length"),
+        ({"kernel_length": 0}, "kernel_length=0"),
+        ({"filter": "explicit"}, "set kernel_length"),
     ],
 )
 def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:

@@ -28,7 +28,7 @@ from longreach.errors import InputError
 from longreach.hippo import discretise, normal_form
 from longreach.mixers.base import OptimHint, SequenceMixer
 
-Scaling = Literal["hippo", "inv", "lin"]
+Start = Literal["hippo", "inv", "lin"]
 
 SLOWEST = -1e-4
 """The greatest Re A, so that no mode grows."""
@@ -42,7 +42,7 @@ class BiGS(SequenceMixer[tuple]):
         d_model: width of the model (hidden_size).
         d_inner: width of the gated layer; None is 3 * d_model (intermediate_size).
         d_state: number of complex modes of each direction (num_ssm).
-        scaling: where the frequencies start: those of HiPPO-LegS, inverse or linear (scaling).
+        init: where the frequencies start: those of HiPPO-LegS, inverse or linear (scaling).
         activation: `gelu_tanh` as in the published weights, `gelu` as in the authors' port to PyTorch.
         dt_min: least time step at the start; both steps are log-uniform.
         dt_max: greatest time step at the start.
@@ -57,7 +57,7 @@ class BiGS(SequenceMixer[tuple]):
         *,
         d_inner: int | None = None,
         d_state: int = 64,
-        scaling: Scaling = "hippo",
+        init: Start = "hippo",
         activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh",
         dt_min: float = 0.01,
         dt_max: float = 1.0,
@@ -80,7 +80,7 @@ class BiGS(SequenceMixer[tuple]):
             nn.init.zeros_(linear.bias)
         self.log_dt = nn.Parameter(torch.empty(2).uniform_(math.log(dt_min), math.log(dt_max)))
         self.A_real = nn.Parameter(torch.full((2, d_state), -0.5))
-        self.A_imag = nn.Parameter(_frequencies(scaling, d_state).float().repeat(2, 1))
+        self.A_imag = nn.Parameter(_frequencies(init, d_state).float().repeat(2, 1))
         self.C = nn.Parameter(torch.randn(2, d_state, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.ones(2))
 
@@ -116,12 +116,12 @@ def convolve(
     return ops.long_conv(u.flatten(0, 1)[:, None], kernel[None], skip=skip).view_as(u)
 
 
-def _frequencies(scaling: Scaling, count: int) -> Float64[Tensor, " n"]:
+def _frequencies(init: Start, count: int) -> Float64[Tensor, " n"]:
     """Im A at the start."""
     n = torch.arange(count, dtype=torch.float64)
-    if scaling == "lin":
+    if init == "lin":
         return math.pi * n
-    if scaling == "inv":
+    if init == "inv":
         return count / math.pi * (count / (2 * n + 1) - 1)
     half = normal_form("legs", count).W.imag
     return torch.cat([half, -half.flip(0)])

@@ -82,7 +82,7 @@ class DSS(SequenceMixer[DSSState]):
             normal (randn), also with Re A > 0, which only a softmax or a clip can take.
         dt_min: least time step at the start; the steps are log-uniform.
         dt_max: greatest time step at the start.
-        bidirectional: also read the future, from the next position on.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         options: the less common choices.
     """
 
@@ -98,10 +98,10 @@ class DSS(SequenceMixer[DSSState]):
         init: Literal["hippo", "random"] = "hippo",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        causal: bool = True,
         options: DSSOptions = DSSOptions(),
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         self.max_length, self.version, self.options = max_length, version, options
         self._check(d_state, init)
         A = torch.randn(d_state, dtype=torch.complex64) if init == "random" else normal_form("legs", 2 * d_state).W
@@ -110,7 +110,7 @@ class DSS(SequenceMixer[DSSState]):
         self.A_imag = nn.Parameter(imag.log() if version == "exp-re-im" else imag.clone())
         log_dt = start_time_steps((d_model, 1), dt_min, dt_max, "exp", fast=False)
         self.log_dt = nn.Parameter(log_dt.repeat(1, 2 if options.separate_dt else 1))
-        self.W = nn.Parameter(torch.randn(2 if bidirectional else 1, d_model, d_state, 2))
+        self.W = nn.Parameter(torch.randn(1 if causal else 2, d_model, d_state, 2))
         self.D = nn.Parameter(torch.randn(d_model))
 
     def _check(self, d_state: int, init: str) -> None:

@@ -29,7 +29,7 @@ class GAU(SequenceMixer[KeyValueCache]):
         d_model: width of the model (embed_dim).
         max_length: the longest sequence (max_positions).
         d_key: width of queries and keys (zdim).
-        d_hidden: width of gate and values (hdim); None is twice the width of the model.
+        d_value: width of gate and values (hdim); None is twice the width of the model.
         causal: whether a position sees only itself and what came before it.
         attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping an element of what the attention gives, in training.
@@ -43,21 +43,21 @@ class GAU(SequenceMixer[KeyValueCache]):
         *,
         max_length: int,
         d_key: int = 128,
-        d_hidden: int | None = None,
+        d_value: int | None = None,
         causal: bool = True,
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__(d_model, causal=causal)
         self.max_length, self.d_key = max_length, d_key
-        self.d_hidden = 2 * d_model if d_hidden is None else d_hidden
-        if min(max_length, d_key, self.d_hidden) < 1:
-            raise InputError(f"max_length={max_length}, d_key={d_key}, d_hidden={d_hidden} must be at least 1")
+        self.d_value = 2 * d_model if d_value is None else d_value
+        if min(max_length, d_key, self.d_value) < 1:
+            raise InputError(f"max_length={max_length}, d_key={d_key}, d_value={d_value} must be at least 1")
         if not 0.0 <= attention_dropout < 1.0 or not 0.0 <= hidden_dropout < 1.0:
             raise InputError(f"{attention_dropout=} and {hidden_dropout=} must be at least 0 and below 1")
         self.attention_dropout, self.hidden_dropout = attention_dropout, hidden_dropout
-        self.into = nn.Linear(d_model, 2 * self.d_hidden + d_key)
-        self.out = nn.Linear(self.d_hidden, d_model)
+        self.into = nn.Linear(d_model, 2 * self.d_value + d_key)
+        self.out = nn.Linear(self.d_value, d_model)
         for linear in (self.into, self.out):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -80,7 +80,7 @@ class GAU(SequenceMixer[KeyValueCache]):
         if not self.causal:
             raise self._no_recurrent_view()
         empty = self.bias.new_zeros(batch_size, 1, 0, self.d_key)
-        return empty_cache(empty, empty.new_zeros(batch_size, 1, 0, self.d_hidden))
+        return empty_cache(empty, empty.new_zeros(batch_size, 1, 0, self.d_value))
 
     def step(self, x: Float[Tensor, "b d"], state: KeyValueCache) -> tuple[Float[Tensor, "b d"], KeyValueCache]:
         """Attend from one new position, O(l (e + f))."""
@@ -103,7 +103,7 @@ class GAU(SequenceMixer[KeyValueCache]):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Gate, query, key and value."""
-        gate, value, shared = F.silu(self.into(x)).split((self.d_hidden, self.d_hidden, self.d_key), dim=-1)
+        gate, value, shared = F.silu(self.into(x)).split((self.d_value, self.d_value, self.d_key), dim=-1)
         query, key = (shared[..., None, :] * self.scale + self.shift).unbind(-2)
         return gate, query, key, value
 

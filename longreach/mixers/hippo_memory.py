@@ -67,11 +67,11 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
 
     Args:
         d_model: width of input, output and hidden state.
-        order: number of functions n.
+        d_state: number of functions n.
         n_signals: number of signals that are remembered.
         measure: which past matters: `scaled-legs` is all of it, at a resolution that falls as it grows; the others are
             in longreach.hippo.measures.
-        rule: how the system is sampled.
+        discretisation: how the system is sampled.
         dt: time step of a time-invariant measure; about 1 / (the number of positions to remember).
         options: the less common choices.
     """
@@ -84,37 +84,37 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         self,
         d_model: int,
         *,
-        order: int = 32,
+        d_state: int = 32,
         n_signals: int = 1,
         measure: Measure | Literal["scaled-legs"] = "scaled-legs",
-        rule: MatrixDiscretisation = "bilinear",
+        discretisation: MatrixDiscretisation = "bilinear",
         dt: float = 0.01,
         options: HiPPOMemoryOptions = HiPPOMemoryOptions(),
     ) -> None:
         super().__init__(d_model, causal=True)
-        if min(order, n_signals) < 1 or dt <= 0:
-            raise InputError(f"order={order} and n_signals={n_signals} must be at least 1, and dt={dt} positive")
-        self.order, self.n_signals, self.options = order, n_signals, options
-        self.rule: MatrixDiscretisation = rule
+        if min(d_state, n_signals) < 1 or dt <= 0:
+            raise InputError(f"d_state={d_state} and n_signals={n_signals} must be at least 1, and dt={dt} positive")
+        self.d_state, self.n_signals, self.options = d_state, n_signals, options
+        self.discretisation: MatrixDiscretisation = discretisation
         self.scaled = measure == "scaled-legs"
         if measure != "scaled-legs":
             self._set_dynamics(measure, dt)
         elif options.dynamics_lr_scale:
             raise InputError("measure='scaled-legs' changes with time and cannot be trained; use dynamics_lr_scale=0")
-        read_width = d_model + n_signals * order + options.hidden_feedback * d_model
+        read_width = d_model + n_signals * d_state + options.hidden_feedback * d_model
         self.write, self.read = nn.Linear(2 * d_model, n_signals), nn.Linear(read_width, d_model)
         nn.init.kaiming_uniform_(self.write.weight, nonlinearity="linear")
         nn.init.xavier_normal_(self.read.weight)
         self.gate = nn.Linear(read_width, d_model) if options.gate else None
         if self.gate is not None:
             nn.init.kaiming_normal_(self.gate.weight, nonlinearity="linear")
-        self.feedback = nn.Parameter(torch.zeros(n_signals, order)) if options.memory_feedback else None
+        self.feedback = nn.Parameter(torch.zeros(n_signals, d_state)) if options.memory_feedback else None
 
     def _set_dynamics(self, measure: Measure, dt: float) -> None:
         """abar - 1, which keeps more digits than abar, and bbar."""
-        system = transition(measure, self.order, self.options.laguerre)
-        abar, bbar = discretise_matrix(self.rule, *system, torch.tensor(dt, dtype=torch.float64))
-        for name, value in (("change", abar - torch.eye(self.order)), ("bbar", bbar)):
+        system = transition(measure, self.d_state, self.options.laguerre)
+        abar, bbar = discretise_matrix(self.discretisation, *system, torch.tensor(dt, dtype=torch.float64))
+        for name, value in (("change", abar - torch.eye(self.d_state)), ("bbar", bbar)):
             if self.options.dynamics_lr_scale:
                 self.register_parameter(name, nn.Parameter(value.float()))
                 hint = OptimHint(lr_scale=self.options.dynamics_lr_scale)
@@ -129,7 +129,7 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
     def init_state(self, batch_size: int) -> HiPPOMemoryState:
         """Nothing written."""
         weight = self.read.weight
-        memory = weight.new_zeros(batch_size, self.n_signals, self.order)
+        memory = weight.new_zeros(batch_size, self.n_signals, self.d_state)
         position = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         return HiPPOMemoryState(weight.new_zeros(batch_size, self.d_model), memory, position)
 
@@ -176,10 +176,10 @@ class HiPPOMemory(SequenceMixer[HiPPOMemoryState]):
         else:
             before = mask.cumsum(1) - mask.long()
         times = before if together and mask is None else state.position[:, None] + before  # (b or 1, l)
-        block = max(1, BLOCK_ELEMENTS // (len(times) * self.order**2))
-        unit = torch.eye(self.order, dtype=torch.float64, device=given.device)
+        block = max(1, BLOCK_ELEMENTS // (len(times) * self.d_state**2))
+        unit = torch.eye(self.d_state, dtype=torch.float64, device=given.device)
         for given_block, time in zip(given.split(block, dim=1), times.split(block, dim=1), strict=True):
-            abar, bbar = scaled_legs(self.order, self.rule, time.clamp(min=1))
+            abar, bbar = scaled_legs(self.d_state, self.discretisation, time.clamp(min=1))
             bbar = torch.where(time[..., None] == 0, unit[0], bbar)  # one position is a constant, the first function
             inputs = bbar.to(dtype)[:, :, None]
             yield from zip(given_block.unbind(1), (abar - unit).to(dtype).unbind(1), inputs.unbind(1), strict=True)

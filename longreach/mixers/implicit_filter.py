@@ -42,11 +42,11 @@ class FilterOptions:
 
     Attributes:
         network: `hyena` is s of the module's docstring; `sine` is CKConv's and `magnet` FlexConv's, with this width,
-            inner_layers and sine_frequency, and no features.
+            n_inner_layers and sine_frequency, and no features.
         width: width of the network (filter_order).
         embedding_dim: number of position features, 1 + 2 m with m frequency bands (emb_dim); more of them let the
             filter start with higher frequencies.
-        inner_layers: layers between the first and the last one (num_inner_mlps).
+        n_inner_layers: layers between the first and the last one (num_inner_mlps).
         sine_frequency: initial frequency of the sines (w).
         modulate: multiply with the exponential window (modulate).
         shift: what the window never falls below (shift).
@@ -56,7 +56,7 @@ class FilterOptions:
         decay_order: to which filters the rates go, slow to fast, where a channel has several: `interleaved` gives
             those of one channel neighbouring rates (safari), `stacked` gives each of them its own part of the range
             (the standalone files of Hyena and HyenaDNA).
-        normalized: divide each tap by the sum of its absolute values over all filters (normalized).
+        normalise: divide each tap by the sum of its absolute values over all filters (normalized).
         skip: add the input of a convolution, scaled for each filter, to its output (bias).
         lr: learning rate of the network instead of that of the run (lr).
         weight_decay: let the weights of the network decay like others (wd; Monarch Mixer).
@@ -67,7 +67,7 @@ class FilterOptions:
     network: Literal["hyena", "sine", "magnet"] = "hyena"
     width: int = 64
     embedding_dim: int = 33
-    inner_layers: int = 2
+    n_inner_layers: int = 2
     sine_frequency: float = 14.0
     modulate: bool = True
     shift: float = 0.0
@@ -75,7 +75,7 @@ class FilterOptions:
     slow_decay: float = 1.5
     target: float = 1e-2
     decay_order: Literal["interleaved", "stacked"] = "interleaved"
-    normalized: bool = False
+    normalise: bool = False
     skip: bool = True
     lr: float | None = None
     weight_decay: bool = False
@@ -106,7 +106,7 @@ class ImplicitFilter(nn.Module):
                 f"filter.embedding_dim={options.embedding_dim}: there is one feature for time and two for each band, "
                 "so it is odd and at least 3"
             )
-        if length < 1 or options.inner_layers < 0:
+        if length < 1 or options.n_inner_layers < 0:
             raise InputError(f"a filter has taps and no negative number of layers; got {length=}, {options}")
         self.length, self.n_filters, self.options = length, n_filters, options
         if options.network == "hyena":
@@ -118,7 +118,10 @@ class ImplicitFilter(nn.Module):
             self._hold("features", position_features(length, options.embedding_dim), options.features_lr)
         else:
             kernel = KernelOptions(
-                options.network, width=options.width, layers=options.inner_layers + 2, frequency=options.sine_frequency
+                options.network,
+                width=options.width,
+                n_layers=options.n_inner_layers + 2,
+                frequency=options.sine_frequency,
             )
             self.network = make_network(n_filters * d_model, kernel, size=_SIZE)
             if two_sided:
@@ -128,7 +131,7 @@ class ImplicitFilter(nn.Module):
 
     def _network(self, d_model: int) -> tuple[nn.ParameterList, nn.ParameterList, nn.Parameter]:
         options = self.options
-        widths = [options.embedding_dim] + [options.width] * (options.inner_layers + 1)
+        widths = [options.embedding_dim] + [options.width] * (options.n_inner_layers + 1)
         weights = nn.ParameterList(_uniform(b, a, fan_in=a) for a, b in itertools.pairwise(widths))
         biases = nn.ParameterList(_uniform(b, fan_in=a) for a, b in itertools.pairwise(widths))
         return weights, biases, nn.Parameter(_uniform(self.n_filters * d_model, options.width, fan_in=options.width))
@@ -197,7 +200,7 @@ class ImplicitFilter(nn.Module):
             taps = draw(count)  # (c, n)
             if self.options.modulate:
                 taps = taps * self.window(count)
-            if self.options.normalized:
+            if self.options.normalise:
                 taps = taps / taps.abs().sum(0)
             return taps.unflatten(0, (self.n_filters, -1))
 

@@ -38,7 +38,7 @@ class KernelOptions:
     Attributes:
         network: see the module's docstring (activation_function, kernel_type).
         width: width of the network (hidden_channels).
-        layers: number of linear maps, at least 2; of a magnet, the number of products (no_layers).
+        n_layers: number of linear maps, at least 2; of a magnet, the number of products (no_layers).
         frequency: F, how fast the taps may change: of the sines (omega_0), of the random frequencies, or the scale of a
             magnet's frequencies (input_scale).
         norm: between the layers of relu and its like: `batch` over the positions, `layer` over positions and width
@@ -48,7 +48,7 @@ class KernelOptions:
 
     network: Literal["sine", "relu", "leaky_relu", "swish", "random_fourier", "magnet"] = "sine"
     width: int = 32
-    layers: int = 3
+    n_layers: int = 3
     frequency: float = 30.0
     norm: Literal["none", "batch", "layer"] = "none"
     weight_norm: bool = True
@@ -75,9 +75,9 @@ class Perceptron(nn.Module):
     def __init__(self, n_outputs: int, options: KernelOptions, *, bias: bool = True) -> None:
         super().__init__()
         fourier = options.network == "random_fourier"
-        if options.layers < 2 + fourier or options.width < 1 or (fourier and options.width % 2):
+        if options.n_layers < 2 + fourier or options.width < 1 or (fourier and options.width % 2):
             raise InputError(
-                f"layers={options.layers}, width={options.width}: a {options.network} network has at least "
+                f"n_layers={options.n_layers}, width={options.width}: a {options.network} network has at least "
                 f"{2 + fourier} layers{' and an even width' if fourier else ''}"
             )
         if options.norm != "none" and options.network in ("sine", "random_fourier"):
@@ -85,7 +85,7 @@ class Perceptron(nn.Module):
                 f"norm={options.norm!r}: a {options.network} network has none; choose relu, leaky_relu, swish"
             )
         self.options = options
-        widths = [1] + [options.width] * (options.layers - 1) + [n_outputs]
+        widths = [1] + [options.width] * (options.n_layers - 1) + [n_outputs]
         if fourier:
             scale = 2 * math.pi * options.frequency
             self.frequencies = nn.Parameter(scale * torch.randn(options.width // 2))
@@ -140,11 +140,12 @@ class Magnet(nn.Module):
         extent: float = 1.0,
     ) -> None:
         super().__init__()
-        if options.layers < 1 or options.width < 1 or options.norm != "none":
+        if options.n_layers < 1 or options.width < 1 or options.norm != "none":
             raise InputError(
-                f"layers={options.layers}, width={options.width}, norm={options.norm!r}: a magnet has a layer, no norm"
+                f"n_layers={options.n_layers}, width={options.width}, norm={options.norm!r}: a magnet has a layer and "
+                "no norm"
             )
-        width, n_filters = options.width, options.layers + 1
+        width, n_filters = options.width, options.n_layers + 1
         shape = (n_filters, width)
         self.centre = nn.Parameter(1 - 2 * extent * torch.rand(shape))
         shapes = (6.0 / torch.arange(1, n_filters + 1))[:, None].expand(shape)
@@ -152,8 +153,8 @@ class Magnet(nn.Module):
         scale = options.frequency / n_filters**0.5
         self.frequency = nn.Parameter(scale * self.sharpness.detach() * torch.empty(shape).uniform_(-1, 1))
         self.phase = nn.Parameter(torch.empty(shape).uniform_(-math.pi, math.pi))
-        self.weights = nn.ParameterList(_uniform(width, width, bound=width**-0.5) for _ in range(options.layers))
-        self.biases = nn.ParameterList(torch.zeros(width) for _ in range(options.layers)) if bias else None
+        self.weights = nn.ParameterList(_uniform(width, width, bound=width**-0.5) for _ in range(options.n_layers))
+        self.biases = nn.ParameterList(torch.zeros(width) for _ in range(options.n_layers)) if bias else None
         self.output = nn.Parameter(_uniform(n_outputs, width, bound=1.0))
         self.output_bias = nn.Parameter(torch.zeros(n_outputs)) if bias else None
 

@@ -49,7 +49,7 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         discretisation: how the system is sampled.
         dt_min: least time step at the start; the steps are log-uniform.
         dt_max: greatest time step at the start.
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         n_ssm: number of independent pairs of A and B; channel i uses pair i mod n_ssm.  None is one for each channel.
     """
 
@@ -65,10 +65,10 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         discretisation: Discretisation = "zoh",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        causal: bool = True,
         n_ssm: int | None = None,
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         self.n_ssm = d_model if n_ssm is None else n_ssm
         self.discretisation: Discretisation = discretisation
         self.order = order
@@ -77,7 +77,7 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         self.A_real = nn.Parameter(inverse_transform(-A.real, "exp", "A_real"))
         self.A_imag = nn.Parameter(A.imag.float())
         self.B = nn.Parameter(torch.view_as_real(B.to(torch.complex64).resolve_conj()).clone())
-        self.C = nn.Parameter(math.sqrt(0.5) * torch.randn(2 if bidirectional else 1, d_model, A.shape[1], 2))
+        self.C = nn.Parameter(math.sqrt(0.5) * torch.randn(1 if causal else 2, d_model, A.shape[1], 2))
         self.D = nn.Parameter(torch.randn(d_model))
         self.log_dt = nn.Parameter(start_time_steps((d_model, 1), dt_min, dt_max, "exp", fast=False)[:, 0])
 

@@ -41,7 +41,7 @@ class LongConv(Convolution):
         smoothing: `time` averages each tap with its neighbours, `frequency` each bin of the spectrum
             (use_ma_smoothing, smooth_freq); `none`.
         smoothing_width: number of neighbours in an average, an odd one (ma_window_len).
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         dropout: probability of dropping a tap (kernel_dropout).
         lr: learning rate of the taps instead of that of the run (learning_rate).
     """
@@ -55,17 +55,17 @@ class LongConv(Convolution):
         threshold: float = 0.003,
         smoothing: Literal["none", "time", "frequency"] = "none",
         smoothing_width: int = 7,
-        bidirectional: bool = False,
+        causal: bool = True,
         dropout: float = 0.0,
         lr: float | None = None,
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         if kernel_length < 1 or threshold < 0:
             raise InputError(f"{kernel_length=}, {threshold=}: there is at least one tap, and no negative threshold")
         if smoothing_width < 1 or smoothing_width % 2 == 0:
             raise InputError(f"{smoothing_width=} must be odd: a tap and as many neighbours on either side")
         self.threshold, self.smoothing, self.smoothing_width = threshold, smoothing, smoothing_width
-        noise = torch.randn(2 if bidirectional else 1, d_model, kernel_length)
+        noise = torch.randn(1 if causal else 2, d_model, kernel_length)
         scale = 0.02 * decays(d_model, kernel_length) if init == "exponential" else 0.002
         self.kernel = nn.Parameter((noise * scale).to(noise.dtype))
         self.skip = nn.Parameter(torch.randn(d_model))

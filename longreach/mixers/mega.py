@@ -53,7 +53,7 @@ class MegaOptions:
 
     Attributes:
         activation: of the values and of the candidate (activation).
-        truncation: number of taps of the moving average; what is longer ago reaches a position through the attention
+        kernel_length: number of taps of the moving average; what is longer ago reaches a position through the attention
             or through other layers only.  None is no limit (truncation).
         norm: the norm of the input, which makes a layer of a pre-norm model; None for post-norm, where the backbone has
             the norm (norm_type, prenorm).
@@ -65,7 +65,7 @@ class MegaOptions:
     """
 
     activation: Activation = "silu"
-    truncation: int | None = None
+    kernel_length: int | None = None
     norm: Norm | None = "layer"
     norm_affine: bool = True
     dropout: float = 0.0
@@ -88,7 +88,7 @@ class Mega(SequenceMixer[MegaState]):
     Args:
         d_model: width of the model (embed_dim).
         d_value: width of the values (hdim), 2 d_model by default.
-        d_attention: width of queries and keys (zdim).
+        d_key: width of queries and keys (zdim).
         d_state: moving averages of a channel (ndim).
         chunk_size: positions that attend to each other; None for all (chunk_size -1).
         weighting: `softmax`, `relu2` or `laplace`, see longreach.ops.relative_attention (attention_activation).
@@ -105,7 +105,7 @@ class Mega(SequenceMixer[MegaState]):
         d_model: int,
         *,
         d_value: int | None = None,
-        d_attention: int = 64,
+        d_key: int = 64,
         d_state: int = 16,
         chunk_size: int | None = 128,
         weighting: Weighting = "softmax",
@@ -115,7 +115,7 @@ class Mega(SequenceMixer[MegaState]):
         options: MegaOptions = MegaOptions(),
     ) -> None:
         super().__init__(d_model, causal=causal)
-        self.d_attention, self.d_value = d_attention, 2 * d_model if d_value is None else d_value
+        self.d_key, self.d_value = d_key, 2 * d_model if d_value is None else d_value
         self.chunk_size, self.position, self.max_length = chunk_size, position, max_length
         self.weighting: Weighting = weighting
         self.options = options
@@ -124,21 +124,21 @@ class Mega(SequenceMixer[MegaState]):
         self.norm = None
         if options.norm is not None:
             self.norm = make_norm(options.norm, d_model, affine=options.norm_affine)
-        self.average = MovingAverage(d_model, d_state=d_state, bidirectional=not causal, truncation=options.truncation)
+        self.average = MovingAverage(d_model, d_state=d_state, causal=causal, kernel_length=options.kernel_length)
         self.value = nn.Linear(d_model, self.d_value)
         self.base = nn.Linear(d_model, sum(self._widths()))
         self.out = nn.Linear(self.d_value, d_model)
         for linear in (self.value, self.base, self.out):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        self.scale = nn.Parameter(0.02 * torch.randn(2, d_attention))
-        self.shift = nn.Parameter(torch.zeros(2, d_attention))
+        self.scale = nn.Parameter(0.02 * torch.randn(2, d_key))
+        self.shift = nn.Parameter(torch.zeros(2, d_key))
         n_positions = chunk_size if max_length is None else max_length
-        shape = (2, d_attention) if position == "rotary" else (2 * (n_positions or 0) - 1,)
+        shape = (2, d_key) if position == "rotary" else (2 * (n_positions or 0) - 1,)
         self.bias = nn.Parameter(0.02 * torch.randn(shape))
 
     def _check(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("chunk_size", "d_attention", "d_value", "max_length")}
+        sizes = {name: getattr(self, name) for name in ("chunk_size", "d_key", "d_value", "max_length")}
         if any(size is not None and size < 1 for size in sizes.values()):
             raise InputError(f"{sizes} must be at least 1")
         limited = self.position == "simple" and self.chunk_size is None
@@ -147,8 +147,8 @@ class Mega(SequenceMixer[MegaState]):
                 f"max_length={self.max_length} with position={self.position!r} and chunk_size={self.chunk_size}: a "
                 "simple bias without chunks needs max_length; a rotary one, or chunks, have no limit and take None"
             )
-        if self.position == "rotary" and self.d_attention % 2:
-            raise InputError(f"rotary turns pairs, so d_attention={self.d_attention} must be even")
+        if self.position == "rotary" and self.d_key % 2:
+            raise InputError(f"rotary turns pairs, so d_key={self.d_key} must be even")
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence."""
@@ -161,7 +161,7 @@ class Mega(SequenceMixer[MegaState]):
         """Nothing has been read."""
         if not self.causal:
             raise self._no_recurrent_view()
-        empty = self.shift.new_zeros(batch_size, 1, 0, self.d_attention)
+        empty = self.shift.new_zeros(batch_size, 1, 0, self.d_key)
         return MegaState(
             self.average.init_state(batch_size), empty_cache(empty, empty.new_zeros(batch_size, 1, 0, self.d_value))
         )
@@ -200,7 +200,7 @@ class Mega(SequenceMixer[MegaState]):
 
     def _widths(self) -> tuple[int, ...]:
         """Of what is made from the moving average: update, z, reset, candidate."""
-        return self.d_model, self.d_attention, self.d_value, self.d_model
+        return self.d_model, self.d_key, self.d_value, self.d_model
 
     def _gates(
         self, x: Float[Tensor, "b l d"], normed: Float[Tensor, "b l d"], averaged: Float[Tensor, "b l d"]
@@ -211,7 +211,7 @@ class Mega(SequenceMixer[MegaState]):
         update, z, reset, candidate = base.split(self._widths(), dim=-1)
         query, key = (F.silu(z)[..., None, :] * self.scale + self.shift).unbind(-2)
         if self.weighting == "softmax":
-            query = query * self.d_attention**-0.5
+            query = query * self.d_key**-0.5
         value = self._drop(activation(self.value(normed)), options.value_dropout)
 
         def finish(attended: Tensor) -> Tensor:

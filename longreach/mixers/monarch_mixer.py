@@ -9,8 +9,8 @@ gates; a second one may bypass the gates, on the input itself.  Filters are impl
     out = y W_out + b_out
 
 Filters have two sides in the published encoders (M2-BERT): (h * v)_t = sum_j past_j v_{t-j} + sum_j future_j v_{t+1+j}.
-With bidirectional=False the mixer is causal and can generate; without the second convolution it then is a Hyena
-operator of order 2.  In the paper's view long convolutions are products with Monarch matrices; here they are FFTs.  The
+With `causal` they have one, and the mixer can generate; without the second convolution it then is a Hyena operator of
+order 2.  In the paper's view long convolutions are products with Monarch matrices; here they are FFTs.  The
 other half of the system, the block-diagonal MLP, is longreach.models.BlockDiagonalMLP.
 
 Axes: b batch, l length, d model width, c = 3 d projected channels, k taps of the short convolution.
@@ -51,7 +51,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         d_model: width of the model.
         max_length: number of taps of the long filters and the longest sequence (l_max).  Filters measure time in this
             unit, so a model keeps the value that it was trained with.
-        bidirectional: read the future too (bidirectional).  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         residual_conv: add a second long convolution, of the input, after the gates (residual_long_conv).
         short_width: number of taps of the short convolution, which is causal even where the mixer is not.
         filter: the long filters, see FilterOptions.
@@ -63,24 +63,24 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         d_model: int,
         *,
         max_length: int,
-        bidirectional: bool = True,
+        causal: bool = False,
         residual_conv: bool = True,
         short_width: int = 3,
         filter: FilterOptions = FilterOptions(),  # noqa: B008 (it is frozen)
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         if short_width < 1 or max_length < 1:
             raise InputError(f"{short_width=}, {max_length=}: at least 1 is needed")
         self.max_length, self.short_width = max_length, short_width
         self.projections = nn.Linear(d_model, 3 * d_model)
         self.short_weight, self.short_bias = short_weights(3 * d_model, short_width)
-        self.filter = ImplicitFilter(d_model, n_filters=1, length=max_length, options=filter, two_sided=bidirectional)
+        self.filter = ImplicitFilter(d_model, n_filters=1, length=max_length, options=filter, two_sided=not causal)
         self.skip = nn.Parameter(torch.randn(d_model)) if filter.skip else None
         self.residual_filter, self.residual_skip = None, None
         if residual_conv:
             self.residual_filter = ImplicitFilter(
-                d_model, n_filters=1, length=max_length, options=filter, two_sided=bidirectional
+                d_model, n_filters=1, length=max_length, options=filter, two_sided=not causal
             )
             self.residual_skip = nn.Parameter(torch.randn(d_model)) if filter.skip else None
         self.dropout = nn.Dropout(dropout)

@@ -39,20 +39,20 @@ class MovingAverage(nn.Module):
     Args:
         d_model: number of channels.
         d_state: averages of a channel.
-        bidirectional: also read the future.  Then there is no recurrent view.
-        truncation: number of taps; what is longer ago is not seen.  None is no limit.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
+        kernel_length: number of taps; what is longer ago is not seen.  None is no limit.
     """
 
     def __init__(
-        self, d_model: int, *, d_state: int = 16, bidirectional: bool = False, truncation: int | None = None
+        self, d_model: int, *, d_state: int = 16, causal: bool = True, kernel_length: int | None = None
     ) -> None:
         super().__init__()
         if d_state < 1:
             raise InputError(f"d_state={d_state}: a channel needs at least one average")
-        if truncation is not None and truncation < 1:
-            raise InputError(f"truncation={truncation} leaves no tap; use None for no limit")
-        self.truncation = truncation
-        shape = (2 if bidirectional else 1, d_model, d_state)
+        if kernel_length is not None and kernel_length < 1:
+            raise InputError(f"kernel_length={kernel_length} leaves no tap; use None for no limit")
+        self.kernel_length = kernel_length
+        shape = (1 if causal else 2, d_model, d_state)
         self.delta = nn.Parameter(0.2 * torch.randn(shape))
         self.alpha = nn.Parameter(0.2 * torch.randn(shape))
         self.beta = nn.Parameter((-1.0) ** torch.arange(d_state) + 0.02 * torch.randn(shape))
@@ -68,20 +68,20 @@ class MovingAverage(nn.Module):
 
     def kernels(self, length: int) -> Float[Tensor, "r d k"]:
         """The taps, past first, `length` of them or as many as there are; memory O(d n sqrt(length))."""
-        length = length if self.truncation is None else min(length, self.truncation)
+        length = length if self.kernel_length is None else min(length, self.kernel_length)
         return ops.modal_kernel(self._system(), length).unflatten(0, self.gamma.shape[:2])
 
     def init_state(self, batch_size: int) -> MovingAverageState:
         """Nothing has been read."""
         averages = self.omega.new_zeros(batch_size, *self.gamma.shape[1:])
-        return MovingAverageState(averages, self.omega.new_zeros(batch_size, len(self.omega), self.truncation or 0))
+        return MovingAverageState(averages, self.omega.new_zeros(batch_size, len(self.omega), self.kernel_length or 0))
 
     def step(
         self, x: Float[Tensor, "b d"], state: MovingAverageState
     ) -> tuple[Float[Tensor, "b d"], MovingAverageState]:
         """Advance every average by one position, O(d n)."""
         u, averages, window = x.to(state.window.dtype), _complex(state.averages), state.window
-        if self.truncation is None:
+        if self.kernel_length is None:
             y, averages = ops.modal_step(u, averages, self._system())
         else:
             y, averages, window = modal_window_step(u, averages, window, self._system())
@@ -92,7 +92,7 @@ class MovingAverage(nn.Module):
     ) -> tuple[Float[Tensor, "b l d"], MovingAverageState]:
         """The convolution of the chunk and what the state adds to it, O(d (l log l + n l))."""
         u, window = x.mT, state.window
-        if self.truncation is None:
+        if self.kernel_length is None:
             y, averages = ops.modal_prefill(u, _complex(state.averages), self._system(), mask)
         else:
             y, averages, window = modal_window_prefill(u, window, self._system(), mask)

@@ -32,7 +32,7 @@ class Nystromformer(SequenceMixer[State]):
         n_landmarks: number of segments.
         n_heads: number of heads.
         head_dim: width of a head; None is d_model / n_heads.
-        iterations: steps of the pseudo-inverse; each about triples the correct digits, once there are any.
+        n_iterations: steps of the pseudo-inverse; each about triples the correct digits, once there are any.
         conv_width: width of the convolution over the values, an odd number; None leaves it out.
         bias: whether the projections have biases.
     """
@@ -44,16 +44,16 @@ class Nystromformer(SequenceMixer[State]):
         n_landmarks: int = 64,
         n_heads: int = 4,
         head_dim: int | None = None,
-        iterations: int = 6,
+        n_iterations: int = 6,
         conv_width: int | None = 33,
         bias: bool = False,
     ) -> None:
         super().__init__(d_model, causal=False)
-        if n_landmarks < 1 or iterations < 0:
-            raise InputError(f"n_landmarks={n_landmarks} must be at least 1, and iterations={iterations} at least 0")
+        if n_landmarks < 1 or n_iterations < 0:
+            raise InputError(f"{n_landmarks=} must be at least 1, and {n_iterations=} at least 0")
         if conv_width is not None and (conv_width < 1 or conv_width % 2 == 0):
             raise InputError(f"conv_width={conv_width} must be odd, to have a middle, or None for no convolution")
-        self.n_landmarks, self.iterations = n_landmarks, iterations
+        self.n_landmarks, self.n_iterations = n_landmarks, n_iterations
         self.heads = Heads(d_model, n_heads, head_dim, bias=bias)
         bound = 0.0 if conv_width is None else conv_width**-0.5  # as torch initialises a depthwise convolution
         weight = None if conv_width is None else torch.empty(n_heads, 1, conv_width, 1).uniform_(-bound, bound)
@@ -86,7 +86,7 @@ class Nystromformer(SequenceMixer[State]):
             queries, keys = means[:, None] @ query, means[:, None] @ key  # the landmarks (b, h, m, e)
             kernel = (queries @ keys.mT * query.shape[-1] ** -0.5).masked_fill(~used[:, None, None], -torch.inf)
             kernel = kernel.softmax(-1).masked_fill(~used[:, None, :, None], 0.0)
-            seen = pseudo_inverse(kernel, self.iterations) @ attention(
+            seen = pseudo_inverse(kernel, self.n_iterations) @ attention(
                 queries, key, value, AttentionMask(key_mask=mask)
             )
             y = attention(query, keys, seen, AttentionMask(key_mask=used))
@@ -108,11 +108,11 @@ def segment_means(
     return member / member.sum(-1, keepdim=True).clamp(min=1).to(dtype), number < count
 
 
-def pseudo_inverse(A: Float[Tensor, "*axes m m"], iterations: int) -> Float[Tensor, "*axes m m"]:
+def pseudo_inverse(A: Float[Tensor, "*axes m m"], n_iterations: int) -> Float[Tensor, "*axes m m"]:
     """The iteration of third order of Razavi et al., which needs nothing but products; O(m^3) a step."""
     columns, rows = A.abs().sum(-2).amax(-1), A.abs().sum(-1).amax(-1)
     Z, one = A.mT / (columns * rows)[..., None, None], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    for _ in range(iterations):
+    for _ in range(n_iterations):
         AZ = A @ Z
         Z = Z @ (13 * one - AZ @ (15 * one - AZ @ (7 * one - AZ))) / 4
     return Z

@@ -23,12 +23,12 @@ from longreach.ops.token_shift import token_shift
 
 
 class RWKV5(RWKVMemory):
-    """Time mixing of RWKV-5: O(d (d + head_size)) on a position, in training and in generation.
+    """Time mixing of RWKV-5: O(d (d + head_dim)) on a position, in training and in generation.
 
     Args:
         d_model: width of the model.
         d_attention: width inside; None is `d_model`.
-        head_size: number of channels of a head.
+        head_dim: number of channels of a head.
         divisor: divides the outputs before they are normalised.
         layer: which layer of the stack this is, from 0; shares, decays and more start from values that depend on it.
         n_layers: number of layers in the stack.
@@ -44,13 +44,13 @@ class RWKV5(RWKVMemory):
         d_model: int,
         *,
         d_attention: int | None = None,
-        head_size: int = 64,
+        head_dim: int = 64,
         divisor: float = 8.0,
         layer: int = 0,
         n_layers: int = 1,
     ) -> None:
         width = d_model if d_attention is None else d_attention
-        super().__init__(d_model, width, head_size)
+        super().__init__(d_model, width, head_dim)
         self.divisor = divisor
         place = Place(layer, n_layers)
         self.share_key = place.share(d_model)
@@ -58,8 +58,8 @@ class RWKV5(RWKVMemory):
         self.share_receptance = place.share(d_model, power=0.5)
         self.share_gate = place.share(d_model, power=0.5)
         speed = place.decay_speed(width, -6.0, 5.0, 0.7 + 1.3 * place.depth)
-        self.time_decay = nn.Parameter(speed.view(self.n_heads, head_size))
-        self.bonus = nn.Parameter(place.bonus(width).view(self.n_heads, head_size))
+        self.time_decay = nn.Parameter(speed.view(self.n_heads, head_dim))
+        self.bonus = nn.Parameter(place.bonus(width).view(self.n_heads, head_dim))
         self.receptance = orthogonal_linear(d_model, width, gain=1.0)
         self.key = orthogonal_linear(d_model, width, gain=0.1)
         self.value = orthogonal_linear(d_model, width, gain=1.0)
@@ -71,7 +71,7 @@ class RWKV5(RWKVMemory):
     def prefill(
         self, x: Float[Tensor, "b l d"], state: RWKVState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
-        """Mix a chunk, O(l d (d + head_size))."""
+        """Mix a chunk, O(l d (d + head_dim))."""
         previous, last = token_shift(x, state.last, mask)
         receptance = self._split(self.receptance(torch.lerp(previous, x, self.share_receptance)))
         key = self._split(self.key(torch.lerp(previous, x, self.share_key)))

@@ -28,12 +28,12 @@ MIXED = ("decay", "key", "value", "receptance", "gate")
 
 
 class RWKV6(RWKVMemory):
-    """Time mixing of RWKV-6: O(d (d + head_size + ranks)) on a position, in training and in generation.
+    """Time mixing of RWKV-6: O(d (d + head_dim + ranks)) on a position, in training and in generation.
 
     Args:
         d_model: width of the model.
         d_attention: width inside; None is `d_model`.
-        head_size: number of channels of a head.
+        head_dim: number of channels of a head.
         divisor: scales the least variance of the norm, as if the outputs were divided by it before.
         share_rank: rank of the maps to the shares; None is 32, and 64 from 4,096 channels on.
         decay_rank: rank of the map to the decays; None is 64, and 128 from 4,096 channels on.
@@ -53,7 +53,7 @@ class RWKV6(RWKVMemory):
         d_model: int,
         *,
         d_attention: int | None = None,
-        head_size: int = 64,
+        head_dim: int = 64,
         divisor: float = 8.0,
         share_rank: int | None = None,
         decay_rank: int | None = None,
@@ -61,7 +61,7 @@ class RWKV6(RWKVMemory):
         n_layers: int = 1,
     ) -> None:
         width = d_model if d_attention is None else d_attention
-        super().__init__(d_model, width, head_size)
+        super().__init__(d_model, width, head_dim)
         wide = 2 if d_model >= 4096 else 1
         share_rank = 32 * wide if share_rank is None else share_rank
         decay_rank = 64 * wide if decay_rank is None else decay_rank
@@ -77,7 +77,7 @@ class RWKV6(RWKVMemory):
         self.time_decay = nn.Parameter(place.decay_speed(width, -6.0, 5.0, 0.7 + 1.3 * place.depth))
         self.decay_down = nn.Parameter(torch.zeros(d_model, decay_rank))
         self.decay_up = nn.Parameter(torch.empty(decay_rank, width).uniform_(-0.01, 0.01))
-        self.bonus = nn.Parameter(place.bonus(width).view(self.n_heads, head_size))
+        self.bonus = nn.Parameter(place.bonus(width).view(self.n_heads, head_dim))
         self.receptance = orthogonal_linear(d_model, width, gain=1.0)
         self.key = orthogonal_linear(d_model, width, gain=0.1)
         self.value = orthogonal_linear(d_model, width, gain=1.0)
@@ -89,7 +89,7 @@ class RWKV6(RWKVMemory):
     def prefill(
         self, x: Float[Tensor, "b l d"], state: RWKVState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
-        """Mix a chunk, O(l d (d + head_size + ranks))."""
+        """Mix a chunk, O(l d (d + head_dim + ranks))."""
         previous, last = token_shift(x, state.last, mask)
         for_decay, for_key, for_value, for_receptance, for_gate = self._mix(x, previous)
         receptance, value = self._split(self.receptance(for_receptance)), self._split(self.value(for_value))

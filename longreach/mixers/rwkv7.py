@@ -36,11 +36,11 @@ _NO_DECAY = OptimHint(weight_decay=False)
 
 
 class RWKV7(RWKVMemory):
-    """Time mixing of RWKV-7: O(d (d + head_size + ranks)) on a position, in training and in generation.
+    """Time mixing of RWKV-7: O(d (d + head_dim + ranks)) on a position, in training and in generation.
 
     Args:
         d_model: width of the model.
-        head_size: number of channels of a head.
+        head_dim: number of channels of a head.
         decay_rank: rank of the map to the decays; None is about 2.5 sqrt(d_model), a multiple of 32.
         rate_rank: rank of the map to the rates; None is about 2.5 sqrt(d_model), a multiple of 32.
         gate_rank: rank of the map to the gate; None is about 5 sqrt(d_model), a multiple of 32.
@@ -59,18 +59,18 @@ class RWKV7(RWKVMemory):
         self,
         d_model: int,
         *,
-        head_size: int = 64,
+        head_dim: int = 64,
         decay_rank: int | None = None,
         rate_rank: int | None = None,
         gate_rank: int | None = None,
         layer: int = 0,
         n_layers: int = 1,
     ) -> None:
-        super().__init__(d_model, d_model, head_size)
+        super().__init__(d_model, d_model, head_dim)
         place = Place(layer, n_layers)
         powers = (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
         self.shares = nn.Parameter(torch.stack([place.share(d_model, power).detach() for power in powers]))
-        slope, bend = spread(d_model) - 0.5, _bend(d_model, head_size)
+        slope, bend = spread(d_model) - 0.5, _bend(d_model, head_dim)
         speed = place.decay_speed(d_model, -6.0, 6.0, 1 + place.depth**0.3)
         self.decay = nn.Parameter(speed + 0.5 + 2.5 * bend)
         self.decay_down, self.decay_up = low_rank(d_model, decay_rank, 2.5)
@@ -79,7 +79,7 @@ class RWKV7(RWKVMemory):
         self.gate_down, self.gate_up = low_rank(d_model, gate_rank, 5.0)
         self.removal = nn.Parameter(0.71 - 0.1 * slope)
         self.rewrite = nn.Parameter(torch.full((d_model,), 1.02))
-        self.bonus = nn.Parameter(torch.full((self.n_heads, head_size), -0.04))
+        self.bonus = nn.Parameter(torch.full((self.n_heads, head_dim), -0.04))
         bound = 0.5 * d_model**-0.5
         self.receptance = uniform_linear(d_model, d_model, bound)
         self.key = uniform_linear(d_model, d_model, 0.1 * bound)
@@ -91,7 +91,7 @@ class RWKV7(RWKVMemory):
     def prefill(
         self, x: Float[Tensor, "b l d"], state: RWKVState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
-        """Mix a chunk, O(l d (d + head_size + ranks))."""
+        """Mix a chunk, O(l d (d + head_dim + ranks))."""
         return self.mix(x, state, mask)
 
     def mix(
@@ -128,8 +128,8 @@ class RWKV7(RWKVMemory):
         return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)
 
 
-def _bend(channels: int, head_size: int) -> Float[Tensor, " d"]:
+def _bend(channels: int, head_dim: int) -> Float[Tensor, " d"]:
     """From -1 to 1 within every head, flat in the middle."""
-    middle = max(head_size - 1, 1) / 2
-    position = (torch.arange(channels) % head_size - middle) / middle
+    middle = max(head_dim - 1, 1) / 2
+    position = (torch.arange(channels) % head_dim - middle) / middle
     return position * position.abs()

@@ -27,16 +27,16 @@ class RWKVMemory(SequenceMixer[RWKVState]):
     Args:
         d_model: width of the model.
         width: width of all heads together.
-        head_size: number of channels of a head.
+        head_dim: number of channels of a head.
     """
 
     keeps_its_start = True
 
-    def __init__(self, d_model: int, width: int, head_size: int) -> None:
+    def __init__(self, d_model: int, width: int, head_dim: int) -> None:
         super().__init__(d_model, causal=True)
-        if head_size < 1 or width % head_size:
-            raise InputError(f"head_size={head_size} must divide the {width} channels of all heads")
-        self.n_heads, self.head_size = width // head_size, head_size
+        if head_dim < 1 or width % head_dim:
+            raise InputError(f"head_dim={head_dim} must divide the {width} channels of all heads")
+        self.n_heads, self.head_dim = width // head_dim, head_dim
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence."""
@@ -46,7 +46,7 @@ class RWKVMemory(SequenceMixer[RWKVState]):
         """Zeros before the first position."""
         weight = next(self.parameters())
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        memory = weight.new_zeros(batch_size, self.n_heads, self.head_size, self.head_size, dtype=dtype)
+        memory = weight.new_zeros(batch_size, self.n_heads, self.head_dim, self.head_dim, dtype=dtype)
         return RWKVState(memory.new_zeros(batch_size, self.d_model), memory)
 
     def step(self, x: Float[Tensor, "b d"], state: RWKVState) -> tuple[Float[Tensor, "b d"], RWKVState]:
@@ -62,7 +62,7 @@ class RWKVMemory(SequenceMixer[RWKVState]):
 
     def _split(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b h l n"]:
         """Channels into heads."""
-        return x.unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)
+        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
 
     def _join(self, x: Float[Tensor, "b h l n"]) -> Float[Tensor, "b l c"]:
         """Heads into channels."""

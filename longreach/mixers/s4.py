@@ -105,7 +105,7 @@ class S4(SequenceMixer[S4State]):
         rank: rank of the correction.  legt needs 2, everything else 1.
         dt_min: least time step at the start; the steps are log-uniform.
         dt_max: greatest time step at the start.  A channel remembers about 1/dt positions.
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         n_ssm: number of independent A, P and B; channel i uses those of i mod n_ssm.  None is one for each channel.
         options: the less common choices.
     """
@@ -122,11 +122,11 @@ class S4(SequenceMixer[S4State]):
         rank: int = 1,
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        causal: bool = True,
         n_ssm: int | None = None,
         options: S4Options = S4Options(),
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         self.options = options
         self._check(n_ssm)
         self.taps = options.taps
@@ -137,7 +137,7 @@ class S4(SequenceMixer[S4State]):
         self.A_imag = nn.Parameter(inverse_transform(-A.imag, options.imag_transform, "imag_transform"))
         self.B, self.P = _pairs(B), _pairs(P)
         modes = A.shape[1]
-        self.C = _pairs(torch.randn(2 if bidirectional else 1, d_model, modes, dtype=torch.complex64))
+        self.C = _pairs(torch.randn(1 if causal else 2, d_model, modes, dtype=torch.complex64))
         shape = d_model, 1 if options.dt_tied else modes
         self.inv_dt = nn.Parameter(start_time_steps(shape, dt_min, dt_max, options.dt_transform, options.dt_fast))
         self.D = nn.Parameter(torch.randn(d_model))

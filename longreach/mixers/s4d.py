@@ -85,7 +85,7 @@ class S4D(SequenceMixer[S4DState]):
         discretisation: how the system is sampled.
         dt_min: least time step at the start; the steps are log-uniform.
         dt_max: greatest time step at the start.  A channel remembers about 1/dt positions.
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         n_ssm: number of independent pairs of A and B; channel i uses pair i mod n_ssm.  None is one for each channel.
         options: the less common choices.
     """
@@ -102,11 +102,11 @@ class S4D(SequenceMixer[S4DState]):
         discretisation: Discretisation = "zoh",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        causal: bool = True,
         n_ssm: int | None = None,
         options: S4DOptions = S4DOptions(),
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         self.n_ssm = d_model if n_ssm is None else n_ssm
         self.discretisation: Discretisation = discretisation
         self.options = options
@@ -116,7 +116,7 @@ class S4D(SequenceMixer[S4DState]):
         modes = self.A_real.shape[1]
         shape = d_model, 1 if options.dt_tied else modes
         self.inv_dt = nn.Parameter(start_time_steps(shape, dt_min, dt_max, options.dt_transform, options.dt_fast))
-        C = torch.randn(2 if bidirectional else 1, d_model, modes, dtype=torch.complex64)  # variance 1/2 a part
+        C = torch.randn(1 if causal else 2, d_model, modes, dtype=torch.complex64)  # variance 1/2 a part
         self.C = self._store(C)
         self.D = nn.Parameter(torch.randn(d_model))
 

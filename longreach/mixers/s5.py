@@ -10,7 +10,7 @@ as a scan over time (longreach.ops.linear_scan).  A second C reads a scan from t
 position: a bidirectional S5 counts it twice.  With `liquid` the input also moves the transition, as in Liquid-S4
 (https://arxiv.org/abs/2209.12951, equation 8):  s_k = (abar + bbar u_k) s_{k-1} + bbar u_k.
 
-A starts as `blocks` copies of the normal part of HiPPO-LegS, B and C in its eigenvectors.
+A starts as `n_blocks` copies of the normal part of HiPPO-LegS, B and C in its eigenvectors.
 
 Axes: b batch, l length, d channels, p modes (`d_state`, or half of it in conjugate pairs), r directions.
 """
@@ -56,7 +56,7 @@ class S5Options:
         liquid: let the input move the transition.
         groups: what is trained slowly and without weight decay beside A and the time steps (opt_config): B (standard);
             B, but with decay (BandCdecay); nothing (BfastandCdecay); B, C and D (noBCdecay).
-        fast_dt: train the time steps as ordinary weights (dt_global).
+        ordinary_dt: train the time steps as ordinary weights (dt_global).
     """
 
     conjugate_pairs: bool = True
@@ -65,7 +65,7 @@ class S5Options:
     rate: float = 1.0
     liquid: bool = False
     groups: Groups = "standard"
-    fast_dt: bool = False
+    ordinary_dt: bool = False
 
 
 class S5State(NamedTuple):
@@ -80,11 +80,11 @@ class S5(SequenceMixer[S5State]):
     Args:
         d_model: number of channels.
         d_state: real states of the system, two for each conjugate pair (ssm_size).
-        blocks: number of copies of HiPPO-LegS that A starts from, of d_state / blocks states each (blocks).
+        n_blocks: number of copies of HiPPO-LegS that A starts from, of d_state / n_blocks states each (blocks).
         discretisation: how the system is sampled.
         dt_min: least time step at the start; the steps are log-uniform.
         dt_max: greatest time step at the start.
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         options: the less common choices.
     """
 
@@ -93,47 +93,47 @@ class S5(SequenceMixer[S5State]):
         d_model: int,
         *,
         d_state: int = 256,
-        blocks: int = 8,
+        n_blocks: int = 8,
         discretisation: Discretisation = "zoh",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        causal: bool = True,
         options: S5Options = S5Options(),
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         self.discretisation: Discretisation = discretisation
         self.options = options
-        self._check(d_state, blocks)
-        frequency, V = _eigenvectors(d_state // blocks, half=options.conjugate_pairs)
-        self.A_imag = nn.Parameter(frequency.float().repeat(blocks))
+        self._check(d_state, n_blocks)
+        frequency, V = _eigenvectors(d_state // n_blocks, half=options.conjugate_pairs)
+        self.A_imag = nn.Parameter(frequency.float().repeat(n_blocks))
         self.A_real = nn.Parameter(torch.full_like(self.A_imag, -0.5))
-        B = _truncated_normal((blocks, d_state // blocks, d_model), d_state).to(V.dtype)
+        B = _truncated_normal((n_blocks, d_state // n_blocks, d_model), d_state).to(V.dtype)
         self.B = _store((V.mH @ B).flatten(0, 1))
-        C = [self._start_readout(d_state, blocks, V) for _ in range(2 if bidirectional else 1)]
+        C = [self._start_readout(d_state, n_blocks, V) for _ in range(1 if causal else 2)]
         self.C = _store(torch.stack(C))
         self.D = nn.Parameter(torch.randn(d_model))
         self.log_dt = nn.Parameter(start_time_steps((len(self.A_imag), 1), dt_min, dt_max, "exp", fast=False)[:, 0])
-        slow = ("A_real", "A_imag") if options.fast_dt else ("A_real", "A_imag", "log_dt")
+        slow = ("A_real", "A_imag") if options.ordinary_dt else ("A_real", "A_imag", "log_dt")
         self.optim_hints = dict.fromkeys(slow, _SLOW) | _HINTS[options.groups]
 
-    def _check(self, d_state: int, blocks: int) -> None:
-        if blocks < 1 or d_state < 1 or d_state % blocks:
-            raise InputError(f"d_state={d_state} must be a positive multiple of blocks={blocks}")
-        if self.options.conjugate_pairs and d_state // blocks % 2:
+    def _check(self, d_state: int, n_blocks: int) -> None:
+        if n_blocks < 1 or d_state < 1 or d_state % n_blocks:
+            raise InputError(f"d_state={d_state} must be a positive multiple of n_blocks={n_blocks}")
+        if self.options.conjugate_pairs and d_state // n_blocks % 2:
             raise InputError(
-                f"d_state={d_state} in blocks={blocks} gives blocks of {d_state // blocks} states; conjugate pairs "
-                "need an even number, or conjugate_pairs=False"
+                f"d_state={d_state} in n_blocks={n_blocks} gives blocks of {d_state // n_blocks} states; conjugate "
+                "pairs need an even number, or conjugate_pairs=False"
             )
         if self.options.rate <= 0:
             raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
 
-    def _start_readout(self, d_state: int, blocks: int, V: Tensor) -> Tensor:
+    def _start_readout(self, d_state: int, n_blocks: int, V: Tensor) -> Tensor:
         """A start of the readout of one direction, (d, p)."""
         if self.options.C_init == "complex_normal":
-            return torch.randn(self.d_model, blocks * V.shape[1], dtype=torch.complex64)
+            return torch.randn(self.d_model, n_blocks * V.shape[1], dtype=torch.complex64)
         inputs = d_state * (self.d_model if self.options.C_init == "lecun_normal" else 1)
         real, imag = (_truncated_normal((self.d_model, d_state), inputs) for _ in range(2))
-        return (torch.complex(real, imag).to(V.dtype).unflatten(1, (blocks, -1)) @ V).flatten(1)
+        return (torch.complex(real, imag).to(V.dtype).unflatten(1, (n_blocks, -1)) @ V).flatten(1)
 
     def _system(self) -> tuple[Complex[Tensor, " p"], Complex[Tensor, "p d"], Complex[Tensor, "r d p"]]:
         """The sampled system: abar, bbar, and C with the factor of the conjugates."""

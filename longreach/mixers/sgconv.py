@@ -63,7 +63,7 @@ class SGConv(Convolution):
         d_model: number of channels.
         kernel_length: the kernel has at least so many taps (l_max), as many as whole pieces make.
         piece_length: trained numbers of a piece (kernel_dim).
-        bidirectional: also read the future.  Such a mixer has no recurrent view.
+        causal: whether a position sees only itself and what came before it; otherwise what follows too.
         options: the less common choices.
     """
 
@@ -77,10 +77,10 @@ class SGConv(Convolution):
         *,
         kernel_length: int = 1024,
         piece_length: int = 64,
-        bidirectional: bool = False,
+        causal: bool = True,
         options: SGConvOptions = SGConvOptions(),
     ) -> None:
-        super().__init__(d_model, causal=not bidirectional)
+        super().__init__(d_model, causal=causal)
         if kernel_length < 1 or piece_length < 1 or options.first_scale < 0:
             raise InputError(
                 f"{kernel_length=}, {piece_length=} and first_scale={options.first_scale} are positive numbers"
@@ -90,7 +90,7 @@ class SGConv(Convolution):
         if n_scales < 1:
             raise InputError(f"n_scales={n_scales}: a kernel has at least one piece")
         self.options = options
-        shape = (n_scales, 2 if bidirectional else 1, d_model, piece_length)
+        shape = (n_scales, 1 if causal else 2, d_model, piece_length)
         pieces = torch.randn(shape) if options.init == "normal" else _cosines(d_model, piece_length).expand(shape)
         self.pieces = nn.Parameter(pieces.clone())
         self.skip = nn.Parameter(torch.randn(d_model))

@@ -38,7 +38,7 @@ class Sinkhorn(PatternAttention):
         d_model: width of the model.
         n_heads: number of heads.
         block_size: number of positions in a block.
-        max_blocks: the longest sequence has so many blocks.
+        max_length: the longest sequence; what is learned about the order counts its blocks.
         n_iterations: how often columns and rows are balanced; 0 is a softmax over blocks.
         temperature: divides what is learned about the order; lower is closer to a permutation.
         position: how positions enter, by rotation or not at all (as published; the model adds them to its input).
@@ -52,7 +52,7 @@ class Sinkhorn(PatternAttention):
         *,
         n_heads: int = 4,
         block_size: int = 64,
-        max_blocks: int = 64,
+        max_length: int = 4096,
         n_iterations: int = 5,
         temperature: float = 0.75,
         position: Position = "rotary",
@@ -60,13 +60,13 @@ class Sinkhorn(PatternAttention):
         bias: bool = False,
     ) -> None:
         super().__init__(d_model, n_heads=n_heads, head_dim=None, position=position, causal=causal, bias=bias)
-        if block_size < 1 or max_blocks < 1 or n_iterations < 0 or temperature <= 0:
+        if block_size < 1 or max_length < 1 or n_iterations < 0 or temperature <= 0:
             raise InputError(
-                f"{block_size=} and {max_blocks=} must be at least 1, {n_iterations=} at least 0, "
+                f"{block_size=} and {max_length=} must be at least 1, {n_iterations=} at least 0, "
                 f"{temperature=} above 0"
             )
         self.block_size, self.n_iterations, self.temperature = block_size, n_iterations, temperature
-        self.max_length = block_size * max_blocks
+        self.max_length, max_blocks = max_length, -(-max_length // block_size)
         bound = math.sqrt(3.0 / self.head_dim)  # as torch initialises a linear map
         self.sort = nn.Parameter(torch.empty(self.head_dim, max_blocks).uniform_(-bound, bound) / block_size)
 
@@ -156,14 +156,6 @@ class Sinkhorn(PatternAttention):
         key = super()._turn(key.flatten(2, 3), place.flatten(1)).unflatten(2, (l, size))
         y = _attend(super()._turn(query, position), key, value, (place <= position[..., None])[:, None])
         return y + mixture.masked_fill(row == 0, 0.0)
-
-    def _check_length(self, length: int) -> None:
-        limit = self.sort.shape[1] * self.block_size
-        if length > limit:
-            raise InputError(
-                f"{length} positions are more than max_length={limit}, which is block_size * max_blocks; "
-                "read fewer, or build and train the mixer with more blocks"
-            )
 
 
 def _cut(x: Tensor, size: int) -> Tensor:

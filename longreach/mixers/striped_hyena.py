@@ -48,7 +48,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         d_model: width of the model.
         filter: what the filters are made of.
         d_state: number of modes of a modal filter.
-        filter_length: number of taps; None, which only modal filters can have, is no end.
+        kernel_length: number of taps; None, which only modal filters can have, is no end.
         n_filters: number of different filters, each for a group of neighbouring channels; None: one for each channel.
         skip: add the input of the filter, scaled for each channel, to its output (D).
         short_width: number of taps of the short convolution.
@@ -63,7 +63,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         *,
         filter: Literal["complex", "real", "explicit"] = "complex",
         d_state: int = 16,
-        filter_length: int | None = None,
+        kernel_length: int | None = None,
         n_filters: int | None = None,
         skip: bool = True,
         short_width: int = 3,
@@ -75,9 +75,9 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         n_filters = d_model if n_filters is None else n_filters
         if n_filters < 1 or d_model % n_filters:
             raise InputError(f"n_filters={n_filters} must divide d_model={d_model}")
-        if min(d_state, short_width) < 1 or (filter_length is not None and filter_length < 1):
-            raise InputError(f"{d_state=}, {short_width=}, {filter_length=}: each must be at least 1")
-        self.filter_length, self.short_width = filter_length, short_width
+        if min(d_state, short_width) < 1 or (kernel_length is not None and kernel_length < 1):
+            raise InputError(f"{d_state=}, {short_width=}, {kernel_length=}: each must be at least 1")
+        self.kernel_length, self.short_width = kernel_length, short_width
         self.projections = nn.Linear(d_model, 3 * d_model, bias=bias)
         bound = short_width**-0.5  # as torch initialises a depthwise convolution
         self.short_weight = nn.Parameter(torch.empty(3 * d_model, short_width).uniform_(-bound, bound))
@@ -85,10 +85,10 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         if filter != "explicit":
             self._initialise_modes(n_filters, d_state, real=filter == "real")
             self.optim_hints = {"log_poles": OptimHint(weight_decay=False)}  # at 0 a mode never fades
-        elif filter_length is not None:
-            self.taps = nn.Parameter(torch.randn(n_filters, filter_length) * filter_length**-0.5)
+        elif kernel_length is not None:
+            self.taps = nn.Parameter(torch.randn(n_filters, kernel_length) * kernel_length**-0.5)
         else:
-            raise InputError("filter='explicit' has a parameter for each tap; set filter_length to their number")
+            raise InputError("filter='explicit' has a parameter for each tap; set kernel_length to their number")
         self.modal = filter != "explicit"
         self.skip = nn.Parameter(torch.zeros(d_model)) if skip else None
         self.out = nn.Linear(d_model, d_model, bias=out_bias)
@@ -107,7 +107,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
     def kernel(self, length: int) -> Float[Tensor, "f k"]:
         """The taps of the filters, `length` or as many as there are."""
         if self.modal:
-            return ops.modal_kernel(self._system(), min(length, self.filter_length or length))
+            return ops.modal_kernel(self._system(), min(length, self.kernel_length or length))
         return self.taps
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
@@ -123,7 +123,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
     def init_state(self, batch_size: int) -> StripedHyenaState:
         """Nothing has been read."""
         weight, d = self.short_weight, self.d_model
-        width = (self.filter_length or 0) if self.modal else self.taps.shape[1] - 1
+        width = (self.kernel_length or 0) if self.modal else self.taps.shape[1] - 1
         return StripedHyenaState(
             weight.new_zeros(batch_size, 3 * d, self.short_width - 1),
             torch.view_as_complex(weight.new_zeros(batch_size, d, self.log_poles.shape[1] if self.modal else 0, 2)),
@@ -139,7 +139,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         if not self.modal:
             inputs = torch.cat([window, u[..., None].to(window.dtype)], dim=-1)
             y, window = torch.linalg.vecdot(inputs, self._spread(self.taps).flip(-1)), inputs[..., 1:].clone()
-        elif self.filter_length is None:
+        elif self.kernel_length is None:
             y, modes = ops.modal_step(u, modes, self._systems())
         else:
             y, modes, window = ops.modal_window_step(u, modes, window, self._systems())
@@ -160,7 +160,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         if not self.modal:
             kernel = self._spread(self.taps)
             y, window = ops.window_prefill(lambda inputs: ops.long_conv(inputs, kernel), u, window, mask)
-        elif self.filter_length is None:
+        elif self.kernel_length is None:
             y, modes = ops.modal_prefill(u, modes, self._systems(), mask)
         else:
             y, modes, window = ops.modal_window_prefill(u, window, self._systems(), mask)

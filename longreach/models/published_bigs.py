@@ -119,7 +119,7 @@ def build_layer(config: Config, variant: str) -> BiGS:
         config["hidden_size"],
         d_inner=config["intermediate_size"],
         d_state=config["num_ssm"],
-        scaling="lin",
+        init="lin",
         activation="gelu_tanh" if variant == "flax" else "gelu",
     )
 

@@ -120,7 +120,7 @@ def filter_options(config: Config, variant: Variant) -> FilterOptions:
     return FilterOptions(
         width=given["filter_order"],
         embedding_dim=given["emb_dim"],
-        inner_layers=given["num_inner_mlps"],
+        n_inner_layers=given["num_inner_mlps"],
         sine_frequency=float(given["w"]),
         modulate=given["modulate"],
         shift=float(given["shift"]),
@@ -128,7 +128,7 @@ def filter_options(config: Config, variant: Variant) -> FilterOptions:
         slow_decay=float(given["slow_decay_pct"]),
         target=float(given["target"]),
         decay_order="interleaved" if variant == "safari" else "stacked",
-        normalized=given["normalized"],
+        normalise=given["normalized"],
         skip=given["bias"],
         lr=float(given["lr"]),
         features_lr=float(given["lr_pos_emb"]),

@@ -66,7 +66,7 @@ def build_mega(config: Config) -> Mega:
     return Mega(
         given["embed_dim"],
         d_value=given["hdim"],
-        d_attention=given["zdim"],
+        d_key=given["zdim"],
         d_state=given["ndim"],
         chunk_size=chunk_size,
         weighting=given["attention_activation"],
@@ -75,7 +75,7 @@ def build_mega(config: Config) -> Mega:
         causal=not given["bidirectional"],
         options=MegaOptions(
             activation=cast(Activation, RENAMED.get(given["activation"], given["activation"])),
-            truncation=given["truncation"],
+            kernel_length=given["truncation"],
             norm=NORMS[given["norm_type"]] if given["prenorm"] else None,
             norm_affine=given["norm_affine"],
             dropout=float(given["dropout"]),
@@ -129,7 +129,7 @@ def build_backbone(
 def mega_rules(mixer: Mega) -> list[Rule]:
     """Where every tensor of a mixer comes from."""
     directions, d_model, n = mixer.average.gamma.shape
-    a = mixer.d_attention
+    a = mixer.d_key
 
     def by_direction(tensor: Float[Tensor, "..."]) -> Tensor:
         return tensor.view(directions, d_model, n)

@@ -24,7 +24,7 @@ ROOT, EMBEDDING = "blocks.0.ln0.weight", "emb.weight"
 OPTIONS = {
     "dim_ffn": "d_inner",
     "dim_att": "d_attention",
-    "head_size": "head_size",
+    "head_size": "head_dim",
     "head_size_divisor": "divisor",
     "D_MIX_LORA": "share_rank",
     "D_DECAY_LORA": "decay_rank",

@@ -92,7 +92,11 @@ def build(config: Config, variant: str) -> Joint:
         "dt_tied": given["dt_tie"],
         **{name: given[name] for name in ("dt_fast", "dt_transform", "real_transform", "imag_transform")},
     }
-    size: dict[str, Any] = {name: given[name] for name in ("d_state", "n_ssm", "bidirectional")}
+    size: dict[str, Any] = {
+        "d_state": given["d_state"],
+        "n_ssm": given["n_ssm"],
+        "causal": not given["bidirectional"],
+    }
     d_model, real = given["d_model"], given["is_real"]
     start: Any = "real" if real else "lin"
     if given["mode"] == "dplr":

@@ -49,7 +49,7 @@ def build_filter(
         given["hidden_size"],
         filter=kind,
         d_state=given["state_size"],
-        filter_length=taps,
+        kernel_length=taps,
         n_filters=_count_filters(given, kind),
         skip=kind != "explicit" or (taps or 0) >= NEWEST_FIRST,
         short_width=given["short_filter_length"],

@@ -35,9 +35,9 @@ from longreach.models.language_model import LanguageModel
 Version = Literal[4, 5, 6, 7]
 TIME_MIXING: dict[int, tuple[Callable[..., SequenceMixer], tuple[str, ...]]] = {
     4: (RWKV4, ()),
-    5: (RWKV5, ("d_attention", "head_size", "divisor")),
-    6: (RWKV6, ("d_attention", "head_size", "divisor", "share_rank", "decay_rank")),
-    7: (RWKV7, ("head_size", "decay_rank", "rate_rank", "gate_rank")),
+    5: (RWKV5, ("d_attention", "head_dim", "divisor")),
+    6: (RWKV6, ("d_attention", "head_dim", "divisor", "share_rank", "decay_rank")),
+    7: (RWKV7, ("head_dim", "decay_rank", "rate_rank", "gate_rank")),
 }
 """Version -> its class, and the options that it takes."""
 
@@ -49,7 +49,7 @@ class RWKVOptions:
     Attributes:
         d_inner: width inside the channel mixing: 4 d (4, 7), or 3.5 d rounded down to a multiple of 32 (5, 6).
         d_attention: width inside the time mixing (5, 6): d.
-        head_size: channels of a head (5, 6, 7): 64.
+        head_dim: channels of a head (5, 6, 7): 64.
         divisor: what outputs are divided by before their norm (5, 6): 8.
         share_rank: rank of the maps to the shares (6).
         decay_rank: rank of the map to the decays (6, 7).
@@ -60,7 +60,7 @@ class RWKVOptions:
 
     d_inner: int | None = None
     d_attention: int | None = None
-    head_size: int | None = None
+    head_dim: int | None = None
     divisor: float | None = None
     share_rank: int | None = None
     decay_rank: int | None = None

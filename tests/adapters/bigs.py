@@ -48,7 +48,7 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
 
 def state_space(config: dict[str, Any]) -> Published:
     """One channel of the forward direction; the backward one has the same parameters."""
-    mixer = BiGS(1, d_inner=1, d_state=config["N"], scaling="lin")
+    mixer = BiGS(1, d_inner=1, d_state=config["N"], init="lin")
 
     def weights(theirs: Tensors) -> dict[str, Tensor]:
         both = {ours: torch.stack([theirs[name]] * 2) for ours, name in SYSTEM.items()}

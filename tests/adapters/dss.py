@@ -51,7 +51,7 @@ def build(config: dict[str, Any], features: int) -> DSS:
         max_length=1 if version == "softmax" else None,  # set when the length is known
         d_state=config.get("N", config.get("d_state", 64)),
         version=version,
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         options=DSSOptions(
             separate_dt=config.get("sep_dt_re_im", True),
             max_real=config.get("max_real_Lambda", 1e-4),

@@ -66,7 +66,7 @@ def published(config: dict[str, Any]) -> Published:
     mixer = S4(
         width,
         d_state=config["d_state"],
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         n_ssm=config.get("n_ssm"),
         rank=config.get("rank", 1),
         options=S4Options(kernel_length=config.get("l_max")),

@@ -44,7 +44,7 @@ def taps_of(config: dict[str, Any]) -> int:
     return config["L"] if "H" in config else config.get("l_max", 1024)
 
 
-def build(config: dict[str, Any], features: int, *, bidirectional: bool = False) -> LongConv:
+def build(config: dict[str, Any], features: int, *, causal: bool = True) -> LongConv:
     """Our mixer of the options that all the published classes hand to their kernels."""
     smoothing = "frequency" if config.get("smooth_freq") else "time"
     return LongConv(
@@ -54,7 +54,7 @@ def build(config: dict[str, Any], features: int, *, bidirectional: bool = False)
         threshold=config.get("lam", 0.1),
         smoothing=smoothing if config.get("use_ma_smoothing") else "none",
         smoothing_width=config.get("ma_window_len", 7),
-        bidirectional=bidirectional,
+        causal=causal,
         dropout=float(config.get("kernel_dropout", 0.0)),
         lr=config.get("learning_rate"),
     )
@@ -103,7 +103,7 @@ def layer(config: dict[str, Any]) -> Published | Declined:
         return Declined("an input shorter than the kernel: the published code wraps the kernel into the future")
     channels, width = config.get("channels", 1), config["d_model"]
     features = channels * width
-    mixer = build(config, features, bidirectional=config.get("bidirectional", False) or not causal)
+    mixer = build(config, features, causal=causal and not config.get("bidirectional", False))
     module = nn.ModuleDict({"conv": mixer})
     final = config.get("postact", "glu")
     activation = config.get("activation", "gelu")

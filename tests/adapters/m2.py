@@ -43,7 +43,7 @@ def build(config: Config) -> MonarchMixer:
     return MonarchMixer(
         config["d_model"],
         max_length=config.get("l_max", 128),
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         residual_conv=config.get("residual_long_conv", False),
         filter=filter,
         dropout=float(config.get("dropout", 0.0)) if additions else 0.0,

@@ -67,11 +67,11 @@ def readable(rules: Iterable[Rule], theirs: Tensors) -> list[Rule]:
 
 def moving_average(config: dict[str, Any]) -> Published:
     """The moving average alone."""
-    options = {"d_state": config.get("ndim", 2), "bidirectional": config.get("bidirectional", False)}
+    options = {"d_state": config.get("ndim", 2), "causal": not config.get("bidirectional", False)}
     width = config["embed_dim"]
     mixers = nn.ModuleDict(
         {
-            "parallel": MovingAverage(width, truncation=config.get("truncation"), **options),
+            "parallel": MovingAverage(width, kernel_length=config.get("truncation"), **options),
             "recurrent": MovingAverage(width, **options),
         }
     )

@@ -34,7 +34,7 @@ def time_mix(config: dict[str, Any], version: int) -> SequenceMixer:
     place = {"layer": config["layer_id"], "n_layers": config["n_layer"]}
     sizes = {
         "d_attention": config["dim_att"],
-        "head_size": config["head_size_a"],
+        "head_dim": config["head_size_a"],
         "divisor": float(config["head_size_divisor"]),
     }
     if version == 5:

@@ -33,10 +33,10 @@ def adapt(config: dict[str, Any], metadata: dict[str, str]) -> Published | Decli
     )
 
 
-def run_operator(head_size: int, tensors: Tensors) -> dict[str, Tensor]:
+def run_operator(head_dim: int, tensors: Tensors) -> dict[str, Tensor]:
     """The operator, with its decays as they are stored."""
-    heads = {name: tensors[f"input_{name}"].unflatten(-1, (-1, head_size)).transpose(1, 2) for name in "rwkvab"}
-    state = torch.zeros(*heads["v"].shape[:2], head_size, head_size, dtype=torch.float64)
+    heads = {name: tensors[f"input_{name}"].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in "rwkvab"}
+    state = torch.zeros(*heads["v"].shape[:2], head_dim, head_dim, dtype=torch.float64)
     log_decay = -heads["w"].exp()
     y, _ = delta_rule(heads["r"], heads["k"], heads["v"], log_decay, heads["a"], heads["b"], state)
     return {"output": y.transpose(1, 2).flatten(2)}

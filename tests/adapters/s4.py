@@ -51,7 +51,7 @@ def build(config: dict[str, Any], kernel_length: int | None, rate: float) -> S4:
         d_state=config.get("d_state", 64) // 2 * 2,
         init="lin",
         rank=config.get("rank", 1),
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         n_ssm=config.get("n_ssm") if channels == 1 else None,
         options=S4Options(
             kernel_length=kernel_length,

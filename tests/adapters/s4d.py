@@ -92,7 +92,7 @@ def build(config: dict[str, Any], kernel_length: int | None, rate: float) -> S4D
         d_state=config.get("d_state", 64),
         init="real" if real else "lin",
         discretisation=config.get("disc", "zoh"),
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         n_ssm=config.get("n_ssm") if channels == 1 else None,
         options=S4DOptions(
             kernel_length=kernel_length,

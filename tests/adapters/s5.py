@@ -64,9 +64,9 @@ def build(config: dict[str, Any], rate: float) -> S5:
     return S5(
         config["H"],
         d_state=config["ssm_size"],
-        blocks=config.get("blocks", 1),
+        n_blocks=config.get("blocks", 1),
         discretisation=config.get("discretization", "zoh"),
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         options=S5Options(conjugate_pairs=config.get("conj_sym", True), clip=config.get("clip_eigs", False), rate=rate),
     )
 
@@ -209,15 +209,15 @@ def pool(x: Tensor, lengths: Tensor | None, mode: str) -> Tensor:
     return (mask[..., None] * x).sum(1) / lengths[:, None]
 
 
-def build_torch(config: dict[str, Any], *, bidirectional: bool, liquid: bool) -> S5:
+def build_torch(config: dict[str, Any], *, causal: bool, liquid: bool) -> S5:
     """Our mixer for the options of the PyTorch version, which keeps all modes."""
     width = config.get("width", config.get("dim"))
     return S5(
         cast(int, width),
         d_state=config.get("state_width", config.get("state_dim")) or cast(int, width),
-        blocks=config.get("block_count", 1),
+        n_blocks=config.get("block_count", 1),
         discretisation=config.get("discretization", "zoh"),
-        bidirectional=bidirectional,
+        causal=causal,
         options=S5Options(conjugate_pairs=False, rate=config.get("step_scale", 1.0), liquid=liquid),
     )
 
@@ -241,7 +241,7 @@ def torch_system(config: dict[str, Any]) -> Published:
     enters the first position of the backward direction.  In these cases the mixer has other results.
     """
     bidirectional, liquid = config.get("bidir", False), config.get("liquid", False)
-    mixer = build_torch(config, bidirectional=bidirectional, liquid=liquid)
+    mixer = build_torch(config, causal=not bidirectional, liquid=liquid)
 
     def run(mixer: Any, tensors: Tensors) -> dict[str, Tensor]:
         x, initial = tensors["input"], None

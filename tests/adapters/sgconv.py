@@ -90,7 +90,7 @@ def build(config: dict[str, Any], features: int) -> SGConv:
         features,
         kernel_length=config.get("l_max", 1),
         piece_length=config.get("kernel_dim", 64),
-        bidirectional=config.get("bidirectional", False),
+        causal=not config.get("bidirectional", False),
         options=options,
     )
 

@@ -13,7 +13,7 @@ CASES: Cases = {
         WIDTH, kernel_length=9, kernel=Options("leaky_relu", width=6, norm="layer"), bias=False, rate=0.5
     ),
     "ckconv-coarser": lambda: CKConv(
-        WIDTH, kernel_length=64, kernel=Options("swish", width=6, layers=2, norm="batch"), rate=3.0
+        WIDTH, kernel_length=64, kernel=Options("swish", width=6, n_layers=2, norm="batch"), rate=3.0
     ),
     "ckconv-fourier": lambda: CKConv(WIDTH, kernel_length=33, kernel=Options("random_fourier", width=6, frequency=1.0)),
     "flexconv": lambda: CKConv(

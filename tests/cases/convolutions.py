@@ -16,15 +16,13 @@ CASES: Cases = {
         dropout=0.2,
         lr=1e-3,
     ),
-    "long_conv-frequency-bidirectional": lambda: LongConv(
-        WIDTH, kernel_length=13, smoothing="frequency", bidirectional=True
-    ),
+    "long_conv-frequency-bidirectional": lambda: LongConv(WIDTH, kernel_length=13, smoothing="frequency", causal=False),
     "sgconv": lambda: SGConv(WIDTH, kernel_length=64, piece_length=8),
     "sgconv-sum-bidirectional": lambda: SGConv(
         WIDTH,
         kernel_length=17,
         piece_length=4,
-        bidirectional=True,
+        causal=False,
         options=Options(combine="sum", init="cosine", decay="power", decay_min=0.5, decay_max=1.5, lr=None),
     ),
     "sgconv-nearest": lambda: SGConv(

@@ -6,24 +6,24 @@ from longreach.mixers import HiPPOMemory
 from longreach.mixers import HiPPOMemoryOptions as Options
 
 CASES: Cases = {
-    "hippo-memory": lambda: HiPPOMemory(WIDTH, order=4, n_signals=2),
+    "hippo-memory": lambda: HiPPOMemory(WIDTH, d_state=4, n_signals=2),
     "hippo-memory-trained": lambda: HiPPOMemory(
-        WIDTH, order=4, measure="legt", rule="zoh", dt=0.2, options=Options(dynamics_lr_scale=0.1)
+        WIDTH, d_state=4, measure="legt", discretisation="zoh", dt=0.2, options=Options(dynamics_lr_scale=0.1)
     ),
     "hippo-memory-lmu": lambda: HiPPOMemory(
         WIDTH,
-        order=4,
+        d_state=4,
         measure="lmu",
-        rule="backward",
+        discretisation="backward",
         dt=0.1,
         options=Options(gate=False, memory_feedback=True, hidden_feedback=True),
     ),
     "hippo-memory-laguerre": lambda: HiPPOMemory(
         WIDTH,
-        order=3,
+        d_state=3,
         n_signals=2,
         measure="glagt",
-        rule="forward",
+        discretisation="forward",
         dt=0.3,
         options=Options(hidden_feedback=True, laguerre=Laguerre(alpha=0.3, beta=0.5)),
     ),
@@ -31,4 +31,4 @@ CASES: Cases = {
 
 FINITE_STATE = set(CASES)
 
-LEARNERS: Learners = {"HiPPOMemory": lambda width: HiPPOMemory(width, order=8, n_signals=8)}
+LEARNERS: Learners = {"HiPPOMemory": lambda width: HiPPOMemory(width, d_state=8, n_signals=8)}

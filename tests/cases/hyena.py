@@ -10,7 +10,7 @@ CASES: Cases = {
         max_length=37,
         order=3,
         short_width=1,
-        filter=FilterOptions(width=5, embedding_dim=3, inner_layers=0, sine_frequency=3.0, lr=1e-2, skip=False),
+        filter=FilterOptions(width=5, embedding_dim=3, n_inner_layers=0, sine_frequency=3.0, lr=1e-2, skip=False),
         activation="gelu",
         dropout=0.3,
     ),
@@ -25,7 +25,7 @@ CASES: Cases = {
         stage_scale=True,
     ),
     "hyena-normalized": lambda: Hyena(
-        WIDTH, max_length=64, filter=FilterOptions(width=6, modulate=False, normalized=True), activation="silu"
+        WIDTH, max_length=64, filter=FilterOptions(width=6, modulate=False, normalise=True), activation="silu"
     ),
     "hyena-fast-decay": lambda: Hyena(
         WIDTH,
@@ -41,7 +41,7 @@ CASES: Cases = {
         WIDTH, max_length=48, activation="squared_relu", outer_mixing=True, filter=FilterOptions(width=6)
     ),
     "hyena-3-magnet": lambda: Hyena(
-        WIDTH, max_length=48, order=3, filter=FilterOptions(network="magnet", width=6, inner_layers=1)
+        WIDTH, max_length=48, order=3, filter=FilterOptions(network="magnet", width=6, n_inner_layers=1)
     ),
     "hyena-sine": lambda: Hyena(
         WIDTH, max_length=48, filter=FilterOptions(network="sine", width=6, sine_frequency=5.0, weight_decay=True)

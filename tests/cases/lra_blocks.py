@@ -20,12 +20,12 @@ CASES: Cases = {
     "reformer": lambda: Reformer(WIDTH, n_heads=2, n_buckets=4, window=3),
     "reformer-plain": lambda: Reformer(WIDTH, n_buckets=2, n_hashes=1, window=9, position="none", bias=True, seed=1),
     "reformer-bidirectional": lambda: Reformer(WIDTH, n_heads=2, n_buckets=2, n_hashes=3, window=5, causal=False),
-    "sinkhorn": lambda: Sinkhorn(WIDTH, n_heads=2, block_size=3, max_blocks=16),
+    "sinkhorn": lambda: Sinkhorn(WIDTH, n_heads=2, block_size=3, max_length=47),
     "sinkhorn-plain": lambda: Sinkhorn(
-        WIDTH, n_heads=1, block_size=5, max_blocks=8, n_iterations=0, position="none", bias=True
+        WIDTH, n_heads=1, block_size=5, max_length=40, n_iterations=0, position="none", bias=True
     ),
     "sinkhorn-bidirectional": lambda: Sinkhorn(
-        WIDTH, n_heads=2, block_size=4, max_blocks=10, n_iterations=2, temperature=0.5, causal=False
+        WIDTH, n_heads=2, block_size=4, max_length=40, n_iterations=2, temperature=0.5, causal=False
     ),
     "sparse-fixed": lambda: SparseAttention(WIDTH, n_heads=2, stride=5, options=SparseOptions(n_summary=2)),
     "sparse-strided": lambda: SparseAttention(
@@ -43,7 +43,7 @@ LEARNERS: Learners = {
     "BigBird": lambda width: BigBird(width, n_heads=2, block_size=4, n_random=1),
     "LocalAttention": lambda width: LocalAttention(width, n_heads=2, block_size=8, n_neighbours=1),
     "Longformer": lambda width: Longformer(width, n_heads=2, window=12),
-    "Sinkhorn": lambda width: Sinkhorn(width, n_heads=2, block_size=8, max_blocks=3),
+    "Sinkhorn": lambda width: Sinkhorn(width, n_heads=2, block_size=8, max_length=24),
     "SparseAttention": lambda width: SparseAttention(width, n_heads=2, stride=6, options=SparseOptions(n_summary=2)),
 }
 

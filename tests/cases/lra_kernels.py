@@ -79,7 +79,7 @@ CASES: Cases = {
     ),
     "nystromformer": lambda: Nystromformer(WIDTH, n_landmarks=3, n_heads=2, conv_width=3, bias=True),
     "nystromformer-plain": lambda: Nystromformer(
-        WIDTH, n_landmarks=5, n_heads=2, head_dim=3, iterations=3, conv_width=None
+        WIDTH, n_landmarks=5, n_heads=2, head_dim=3, n_iterations=3, conv_width=None
     ),
     "luna": lambda: Luna(WIDTH, n_memory=3, n_heads=2),
     "luna-untied": lambda: Luna(
@@ -89,7 +89,7 @@ CASES: Cases = {
     "causal-luna-untied": lambda: CausalLuna(WIDTH, n_memory=5, n_heads=4, tie_keys_values=False, bias=False),
     "gau": lambda: GAU(WIDTH, max_length=36, d_key=4),
     "gau-bidirectional": lambda: GAU(
-        WIDTH, max_length=36, d_key=6, d_hidden=5, causal=False, attention_dropout=0.1, hidden_dropout=0.1
+        WIDTH, max_length=36, d_key=6, d_value=5, causal=False, attention_dropout=0.1, hidden_dropout=0.1
     ),
     "fnet": lambda: FNet(WIDTH),
     "fnet-sums": lambda: FNet(WIDTH, normalisation="none"),

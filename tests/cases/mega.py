@@ -5,10 +5,10 @@ from longreach.mixers import Mega
 from longreach.mixers import MegaOptions as Options
 
 CASES: Cases = {
-    "mega-chunks": lambda: Mega(WIDTH, d_value=6, d_attention=4, d_state=3, chunk_size=3),
+    "mega-chunks": lambda: Mega(WIDTH, d_value=6, d_key=4, d_state=3, chunk_size=3),
     "mega-rotary-laplace-chunks": lambda: Mega(
         WIDTH,
-        d_attention=4,
+        d_key=4,
         d_state=2,
         chunk_size=9,
         weighting="laplace",
@@ -18,16 +18,16 @@ CASES: Cases = {
     "mega-full-truncated": lambda: Mega(
         WIDTH,
         d_value=6,
-        d_attention=4,
+        d_key=4,
         d_state=2,
         chunk_size=None,
         max_length=40,
-        options=Options(truncation=5, norm=None, activation="tanh"),
+        options=Options(kernel_length=5, norm=None, activation="tanh"),
     ),
     "mega-full-rotary-relu2": lambda: Mega(
         WIDTH,
         d_value=6,
-        d_attention=4,
+        d_key=4,
         d_state=1,
         chunk_size=None,
         weighting="relu2",
@@ -37,7 +37,7 @@ CASES: Cases = {
     "mega-bidirectional-chunks": lambda: Mega(
         WIDTH,
         d_value=6,
-        d_attention=4,
+        d_key=4,
         d_state=2,
         chunk_size=5,
         causal=False,
@@ -46,16 +46,16 @@ CASES: Cases = {
     "mega-bidirectional-laplace": lambda: Mega(
         WIDTH,
         d_value=6,
-        d_attention=4,
+        d_key=4,
         d_state=2,
         chunk_size=None,
         max_length=64,
         weighting="laplace",
         causal=False,
-        options=Options(truncation=4, norm="batch", activation="gelu_tanh", value_dropout=0.2),
+        options=Options(kernel_length=4, norm="batch", activation="gelu_tanh", value_dropout=0.2),
     ),
 }
 
 FINITE_STATE = {"mega-chunks", "mega-rotary-laplace-chunks"}
 
-LEARNERS: Learners = {"Mega": lambda width: Mega(width, d_attention=16, d_state=4, chunk_size=8)}
+LEARNERS: Learners = {"Mega": lambda width: Mega(width, d_key=16, d_state=4, chunk_size=8)}

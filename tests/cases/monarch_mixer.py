@@ -8,7 +8,7 @@ CASES: Cases = {
     "monarch_mixer-causal": lambda: MonarchMixer(
         WIDTH,
         max_length=64,
-        bidirectional=False,
+        causal=True,
         filter=FilterOptions(width=6, embedding_dim=5, sine_frequency=5.0, weight_decay=True, lr=1e-3),
         dropout=0.2,
     ),
@@ -20,17 +20,17 @@ CASES: Cases = {
         filter=FilterOptions(
             network="magnet",
             width=5,
-            inner_layers=1,
+            n_inner_layers=1,
             decay_order="stacked",
             modulate=False,
-            normalized=True,
+            normalise=True,
             skip=False,
         ),
     ),
     "monarch_mixer-sine-causal": lambda: MonarchMixer(
         WIDTH,
         max_length=50,
-        bidirectional=False,
+        causal=True,
         filter=FilterOptions(
             network="sine",
             width=5,
@@ -44,4 +44,4 @@ CASES: Cases = {
     ),
 }
 
-LEARNERS: Learners = {"MonarchMixer": lambda width: MonarchMixer(width, max_length=64, bidirectional=False)}
+LEARNERS: Learners = {"MonarchMixer": lambda width: MonarchMixer(width, max_length=64, causal=True)}

@@ -21,7 +21,7 @@ CASES: Cases = {
         d_state=6,
         init="lin",
         init_options=DiagonalInit(B="random", normalise=True),
-        bidirectional=True,
+        causal=False,
         dt_min=0.05,
         dt_max=0.3,
         options=Options(P_scale=0.5, real_transform="relu", imag_transform="softplus", dt_transform="relu"),

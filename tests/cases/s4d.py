@@ -11,7 +11,7 @@ CASES: Cases = {
         WIDTH,
         d_state=6,
         init="lin",
-        bidirectional=True,
+        causal=False,
         init_options=DiagonalInit(B="random", normalise=True),
         options=Options(real_transform="relu", dt_transform="softplus", dt_fast=True, imag_transform="softplus"),
     ),
@@ -43,7 +43,7 @@ CASES: Cases = {
         options=Options(kernel_length=10, rate=2.0, real_transform="none", dt_transform="sigmoid"),
     ),
     "s4d-quad-window-bidirectional": lambda: S4D(
-        WIDTH, d_state=4, init="quad", bidirectional=True, options=Options(kernel_length=14)
+        WIDTH, d_state=4, init="quad", causal=False, options=Options(kernel_length=14)
     ),
     "s4d-real": lambda: S4D(WIDTH, d_state=4, init="real", options=Options(real=True)),
     "s4d-rand": lambda: S4D(

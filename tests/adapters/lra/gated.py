@@ -133,7 +133,7 @@ def gated_attention_unit(config: dict[str, Any], metadata: dict[str, str]) -> Pu
     mixer = GAU(
         config["embed_dim"],
         d_key=config["zdim"],
-        d_hidden=config["hdim"],
+        d_value=config["hdim"],
         max_length=config.get("max_positions", 1024),
         causal=False,
     )

@@ -187,7 +187,7 @@ def nystromformer(config: dict[str, Any], metadata: dict[str, str]) -> Published
         config["head_dim"],
         n_heads=1,
         n_landmarks=config["num_landmarks"],
-        iterations=config.get("pinv_iterations", 6),
+        n_iterations=config.get("pinv_iterations", 6),
         conv_width=conv_width,
     )
 
