@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, diagonal_system
 from longreach.mixers import S4D, S4DOptions, SequenceMixer
-from longreach.mixers.s4d import S4DState
 
 TRANSFORMS = ["exp", "softplus", "sigmoid", "relu", "none"]
 
@@ -156,35 +154,9 @@ def test_padding_anywhere_in_a_stream_is_left_out(options: S4DOptions) -> None:
     equal(actual[1].window, expected[1].window)
 
 
-def test_padding_of_nan_stays_where_it_is() -> None:
-    mixer = S4D(3, d_state=4)
-    x, mask = torch.randn(2, 6, 3), torch.tensor([[False, False, True, True, True, True], [True] * 6])
-    x[0, :2] = float("nan")
-    assert mixer(x, mask)[mask].isfinite().all()
-    y, state = mixer.prefill(x, mixer.init_state(2), mask)
-    assert y[mask].isfinite().all()
-    assert state.modes.isfinite().all()
-
-
-def test_states_are_as_wide_as_the_parameters() -> None:
-    mixer = S4D(3, d_state=4)
-    y, state = mixer.step(torch.randn(2, 3).bfloat16(), mixer.init_state(2))
-    assert (y.dtype, state.modes.dtype) == (torch.bfloat16, torch.complex64)
-    y, state = mixer.prefill(torch.randn(2, 5, 3).bfloat16(), state)
-    assert (y.dtype, state.modes.dtype) == (torch.bfloat16, torch.complex64)
-    assert isinstance(state, S4DState)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_ssm": 3}, "n_ssm=3 must divide d_model=8"),
-        ({"d_state": 5}, "d_state=5 must be even"),
-        ({"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
-        ({"dt_min": 0.0}, "dt_min=0.0"),
-        ({"options": S4DOptions(rate=0.0)}, "rate=0.0 must be positive"),
-        ({"options": S4DOptions(rate=0.0, kernel_length=4)}, "rate=0.0 must be positive"),
-        ({"options": S4DOptions(kernel_length=1, rate=4.0)}, "kernel_length=1 leaves no tap at rate=4.0"),
         ({"options": S4DOptions(real=True)}, "needs init='real'"),
         ({"init": "all", "n_ssm": 2}, "multiple of 4, not 2"),
     ],
@@ -192,25 +164,3 @@ def test_states_are_as_wide_as_the_parameters() -> None:
 def test_bad_options_are_named(arguments, message: str) -> None:
     with pytest.raises(InputError, match=message):
         S4D(8, **arguments)
-
-
-def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = S4D(2, d_state=4, causal=False)
-    state = S4D(2, d_state=4).init_state(1)
-    for call in (
-        lambda: mixer.init_state(1),
-        lambda: mixer.step(torch.zeros(1, 2), state),
-        lambda: mixer.prefill(torch.zeros(1, 3, 2), state),
-    ):
-        with pytest.raises(InputError, match="reads the future"):
-            call()
-
-
-def test_the_constructor_is_a_schema() -> None:
-    """All options can be given in a configuration file."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(S4D, "mixer")
-    config = {"d_model": 4, "d_state": 8, "init_options": {"B": "random"}, "options": {"kernel_length": 7}}
-    parsed = parser.parse_object({"mixer": config})
-    mixer = parser.instantiate(parsed).mixer
-    assert (mixer.taps, mixer.d_model, mixer.options.rate) == (7, 4, 1.0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from longreach.errors import InputError
@@ -138,48 +137,17 @@ def test_padding_anywhere_in_a_stream_is_left_out() -> None:
         equal(actual[1].modes, expected[1].modes)
 
 
-def test_states_are_as_wide_as_the_parameters() -> None:
-    mixer = S5(3, d_state=4, n_blocks=1)
-    y, state = mixer.step(torch.randn(2, 3).bfloat16(), mixer.init_state(2))
-    assert (y.dtype, state.modes.dtype) == (torch.bfloat16, torch.complex64)
-    y, state = mixer.prefill(torch.randn(2, 5, 3).bfloat16(), state)
-    assert (y.dtype, state.modes.dtype) == (torch.bfloat16, torch.complex64)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"d_state": 9}, "d_state=9 must be a positive multiple of n_blocks=8"),
         ({"d_state": 8}, "blocks of 1 states; conjugate pairs need an even number"),
         ({"n_blocks": 0}, "n_blocks=0"),
-        ({"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
-        ({"options": S5Options(rate=0.0)}, "rate=0.0 must be positive"),
     ],
 )
 def test_bad_options_are_named(arguments, message: str) -> None:
     with pytest.raises(InputError, match=message):
         S5(8, **arguments)
-
-
-def test_a_bidirectional_mixer_has_no_recurrent_view() -> None:
-    mixer = S5(2, d_state=4, n_blocks=1, causal=False)
-    state = S5(2, d_state=4, n_blocks=1).init_state(1)
-    for call in (
-        lambda: mixer.init_state(1),
-        lambda: mixer.step(torch.zeros(1, 2), state),
-        lambda: mixer.prefill(torch.zeros(1, 3, 2), state),
-    ):
-        with pytest.raises(InputError, match="reads the future"):
-            call()
-
-
-def test_the_constructor_is_a_schema() -> None:
-    """All options can be given in a configuration file."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(S5, "mixer")
-    config = {"d_model": 4, "d_state": 8, "n_blocks": 2, "options": {"groups": "fast_B", "clip": True}}
-    mixer = parser.instantiate(parser.parse_object({"mixer": config})).mixer
-    assert (mixer.options.groups, mixer.options.clip, mixer.B.shape) == ("fast_B", True, (4, 4, 2))
 
 
 def test_output_stages() -> None:
