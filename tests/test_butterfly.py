@@ -376,13 +376,13 @@ def test_learned_transforms_start_as_fourier_transforms(size: int, options: Tran
     laws.equal(module.inverse(x), torch.fft.ifft(x))
 
 
-@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("two_sided", [True, False])
 @pytest.mark.parametrize("max_length", [1, 13, 32])
-def test_the_convolution_starts_as_a_long_convolution(max_length: int, bidirectional: bool) -> None:
-    mixer = ButterflyConv(4, max_length=max_length, bidirectional=bidirectional, learned_inverse=True).double()
+def test_the_convolution_starts_as_a_long_convolution(max_length: int, two_sided: bool) -> None:
+    mixer = ButterflyConv(4, max_length=max_length, two_sided=two_sided, learned_inverse=True).double()
     for transform in (mixer.input_transform, mixer.kernel_transform, mixer.inverse_transform):
         exactly(transform)
-    other = LongConv(4, kernel_length=max_length, bidirectional=bidirectional).double()
+    other = LongConv(4, kernel_length=max_length, causal=not two_sided).double()
     other.load_state_dict({"kernel": mixer.kernel, "skip": mixer.skip})
     for length in {1, max(1, max_length - 3), max_length}:
         x = torch.randn(2, length, 4, dtype=torch.float64)
@@ -391,7 +391,7 @@ def test_the_convolution_starts_as_a_long_convolution(max_length: int, bidirecti
 
 def test_trained_transforms_read_the_future() -> None:
     """Why there is no causal form, even with taps for the past alone."""
-    mixer = shaken(ButterflyConv(4, max_length=16, bidirectional=False))
+    mixer = shaken(ButterflyConv(4, max_length=16, two_sided=False))
     laws.sees_everything(mixer)
     with pytest.raises(InputError, match="causal=False"):
         mixer.init_state(2)

@@ -37,7 +37,7 @@ class ButterflyConv(SequenceMixer[State]):
         transform: how the transforms are factored and trained, see TransformOptions.
         tied: transform taps and inputs with the same weights instead of separate ones.
         learned_inverse: train the inverse transform too.
-        bidirectional: have taps for the future; without, the trained transforms alone let the future in.
+        two_sided: have taps for the future; without, the trained transforms alone let the future in.
         init: how the taps start (weight_init): `random` with scale 0.002, `exponential` with scale 0.02 and a decay,
             at a different rate in every channel (double_exp).
         threshold: taps are squashed towards zero by so much (lam).
@@ -52,7 +52,7 @@ class ButterflyConv(SequenceMixer[State]):
         transform: TransformOptions = TransformOptions(),  # noqa: B008 (it is frozen)
         tied: bool = False,
         learned_inverse: bool = False,
-        bidirectional: bool = True,
+        two_sided: bool = True,
         init: Literal["random", "exponential"] = "exponential",
         threshold: float = 0.003,
         lr: float | None = None,
@@ -66,7 +66,7 @@ class ButterflyConv(SequenceMixer[State]):
         self.kernel_transform = None if tied else LearnedFFT(d_model, size, transform)
         self.inverse_transform = LearnedFFT(d_model, size, transform) if learned_inverse else None
         scale = 0.02 * decays(d_model, max_length) if init == "exponential" else 0.002
-        noise = torch.randn(2 if bidirectional else 1, d_model, max_length)
+        noise = torch.randn(2 if two_sided else 1, d_model, max_length)
         self.kernel = nn.Parameter((noise * scale).to(noise.dtype))
         self.skip = nn.Parameter(torch.randn(d_model))
         self.optim_hints = {"kernel": OptimHint(lr=lr, weight_decay=False)}

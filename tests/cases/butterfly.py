@@ -11,7 +11,7 @@ CASES: Cases = {
         max_length=33,
         transform=Options(radix=4, per_channel=True, weights="level", lr=None),
         tied=True,
-        bidirectional=False,
+        two_sided=False,
         init="random",
         threshold=0.001,
         lr=1e-3,
