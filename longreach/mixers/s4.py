@@ -26,42 +26,24 @@ from torch import Tensor, nn
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, DPLRStart, discretise_dplr, dplr_system
-from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform, start_time_steps, time_steps
+from longreach.hippo.transforms import TRANSFORMS, inverse_transform, start_time_steps, time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.state_space_options import StateSpaceOptions
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
 
 
 @dataclass(frozen=True)
-class S4Options:
-    """The less common choices of the published kernel.
+class S4Options(StateSpaceOptions):
+    """The less common choices of the published kernel, beside those of StateSpaceOptions.
+
+    With a `kernel_length` the mixer keeps its last inputs as its state, and a step costs as much as making the kernel.
 
     Attributes:
-        kernel_length: number of taps of the kernel; what is longer ago is not seen.  None is no limit.  Such a mixer
-            keeps its last inputs as its state, and a step costs as much as making the kernel.
-        rate: multiplies dt, for input sampled at another rate: 2 for every second sample of what the weights were
-            trained on.  The kernel then has `kernel_length / rate` taps.
-        dt_tied: one time step for a channel, instead of one for each of its modes.
-        dt_fast: the parameter is asinh of what `dt_transform` reads, which gives large steps a larger gradient.
-        dt_transform: how dt follows from its parameter.
-        real_transform: how -Re A follows from its parameter.
-        imag_transform: how -Im A follows from its parameter.
         P_scale: standard deviation at the start of the P of spectra.  With 0, as in published mixtures, P never learns.
     """
 
-    kernel_length: int | None = None
-    rate: float = 1.0
-    dt_tied: bool = True
-    dt_fast: bool = False
-    dt_transform: Transform = "exp"
-    real_transform: Transform = "exp"
-    imag_transform: Transform = "none"
     P_scale: float = 1.0
-
-    @property
-    def taps(self) -> int | None:
-        """The number of taps of the kernel at this rate, or None where it is not limited."""
-        return None if self.kernel_length is None else round(self.kernel_length / self.rate)
 
 
 class S4Parameters(NamedTuple):
@@ -128,7 +110,9 @@ class S4(SequenceMixer[S4State]):
     ) -> None:
         super().__init__(d_model, causal=causal)
         self.options = options
-        self._check(n_ssm)
+        options.check()
+        if n_ssm is not None and (n_ssm < 1 or d_model % n_ssm):
+            raise InputError(f"n_ssm={n_ssm} must divide d_model={d_model}")
         self.taps = options.taps
         starts: list[DPLRStart] = init if isinstance(init, list) else [init]
         systems = d_model if n_ssm is None else n_ssm
@@ -141,15 +125,6 @@ class S4(SequenceMixer[S4State]):
         shape = d_model, 1 if options.dt_tied else modes
         self.inv_dt = nn.Parameter(start_time_steps(shape, dt_min, dt_max, options.dt_transform, options.dt_fast))
         self.D = nn.Parameter(torch.randn(d_model))
-
-    def _check(self, n_ssm: int | None) -> None:
-        options = self.options
-        if n_ssm is not None and (n_ssm < 1 or self.d_model % n_ssm):
-            raise InputError(f"n_ssm={n_ssm} must divide d_model={self.d_model}")
-        if options.rate <= 0:
-            raise InputError(f"rate={options.rate} must be positive; 1 is the rate of the training data")
-        if options.taps is not None and options.taps < 1:
-            raise InputError(f"kernel_length={options.kernel_length} leaves no tap at rate={options.rate}")
 
     @property
     def parameters_of_system(self) -> S4Parameters:

@@ -25,44 +25,25 @@ from torch import Tensor, nn
 from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, Spectrum, diagonal_system, discretise
-from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform, start_time_steps, time_steps
+from longreach.hippo.transforms import TRANSFORMS, inverse_transform, start_time_steps, time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.state_space_options import StateSpaceOptions
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
 
 
 @dataclass(frozen=True)
-class S4DOptions:
-    """The less common choices of the published kernel.
+class S4DOptions(StateSpaceOptions):
+    """The less common choices of the published kernel, beside those of StateSpaceOptions.
 
     Attributes:
-        kernel_length: number of taps of the kernel; what is longer ago is not seen.  None is no limit.
-        rate: multiplies dt, for input sampled at another rate: 2 for every second sample of what the weights were
-            trained on.  The kernel then has `kernel_length / rate` taps.
         bandlimit: silence the modes whose frequency is at least this fraction of the Nyquist frequency at rate 1, so
             that a higher rate does not alias.  1 is the Nyquist frequency itself.
         real: A, B and C are real and there are `d_state` modes, an exponential moving average each.
-        dt_tied: one time step for a channel, instead of one for each of its modes.
-        dt_fast: the parameter is asinh of what `dt_transform` reads, which gives large steps a larger gradient.
-        dt_transform: how dt follows from its parameter.
-        real_transform: how -Re A follows from its parameter.
-        imag_transform: how -Im A follows from its parameter.
     """
 
-    kernel_length: int | None = None
-    rate: float = 1.0
     bandlimit: float | None = None
     real: bool = False
-    dt_tied: bool = True
-    dt_fast: bool = False
-    dt_transform: Transform = "exp"
-    real_transform: Transform = "exp"
-    imag_transform: Transform = "none"
-
-    @property
-    def taps(self) -> int | None:
-        """The number of taps of the kernel at this rate, or None where it is not limited."""
-        return None if self.kernel_length is None else round(self.kernel_length / self.rate)
 
 
 class S4DState(NamedTuple):
@@ -121,12 +102,9 @@ class S4D(SequenceMixer[S4DState]):
         self.D = nn.Parameter(torch.randn(d_model))
 
     def _check(self, init: Spectrum) -> None:
+        self.options.check()
         if self.n_ssm < 1 or self.d_model % self.n_ssm:
             raise InputError(f"n_ssm={self.n_ssm} must divide d_model={self.d_model}")
-        if self.options.rate <= 0:
-            raise InputError(f"rate={self.options.rate} must be positive; 1 is the rate of the training data")
-        if self.options.taps is not None and self.options.taps < 1:
-            raise InputError(f"kernel_length={self.options.kernel_length} leaves no tap at rate={self.options.rate}")
         if self.options.real and init != "real":
             raise InputError(f"init={init!r} has complex modes; a mixer with real=True needs init='real'")
 
