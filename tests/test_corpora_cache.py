@@ -318,7 +318,7 @@ def test_a_disk_that_is_full_later_keeps_the_earlier_cache(
 
     (texts / "new.txt").write_text("new")
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_flush", full)
+        patch.setattr(cache, "flush_to_disk", full)
         with pytest.raises(InputError, match="the disk is full"):
             open_or_build(plan(texts), root)
     (texts / "new.txt").unlink()

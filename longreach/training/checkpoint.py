@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from longreach.disk import flush_to_disk
 from longreach.errors import InputError
-from longreach.training.disk import flush_to_disk
 from longreach.training.processes import full_tensor, like_shards
 
 MODEL, OPTIMISER, STATE = "model.safetensors", "optimiser.safetensors", "state.json"

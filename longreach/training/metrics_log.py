@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from longreach.training.disk import replace_text, writing
+from longreach.disk import replace_text, writing
 
 Kind = Literal["train", "evaluation"]
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longreach.disk import writing
 from longreach.tasks.base import Curve
-from longreach.training.disk import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

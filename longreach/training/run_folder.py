@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 
 import longreach
+from longreach.disk import replace_text
 from longreach.errors import InputError
 from longreach.training.checkpoint import find
-from longreach.training.disk import replace_text
 
 CheckpointName = Literal["last", "best"]
 

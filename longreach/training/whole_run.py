@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from longreach.disk import replace_text, writing
 from longreach.errors import InputError
 from longreach.tasks.base import Curve, Evaluation, ModelFactory, Task
 from longreach.training import checkpoint
-from longreach.training.disk import replace_text, writing
 from longreach.training.learner import Learner
 from longreach.training.loop import Loop, Position, peak_memory
 from longreach.training.metrics_log import MetricsLog, read_metrics

@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy import ndarray
 
+from longreach.disk import flush_to_disk
 from longreach.errors import InputError
 from longreach.tasks.corpora.build import CorpusPlan, write_corpus
 from longreach.tasks.corpora.tokenizers import Tokenizer, load_tokenizer
@@ -137,11 +138,11 @@ def _build(plan: CorpusPlan, folder: Path, fingerprint: str) -> TokenCache:
         header["sizes"] = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
         (unfinished / HEADER).write_text(json.dumps({**header, "checksum": _checksum(header)}, indent=1))
         for path in [*unfinished.iterdir(), unfinished]:
-            _flush(path)
+            flush_to_disk(path)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)
-        _flush(folder.parent)
+        flush_to_disk(folder.parent)
         return TokenCache(folder, header)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -169,15 +170,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _checksum(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written, so that a complete header never outlives its files in a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _map(path: Path, dtype: np.dtype) -> ndarray:
