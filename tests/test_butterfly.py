@@ -284,6 +284,10 @@ def test_layers_start_as_published(numbers, init) -> None:
         identity = torch.eye(2, dtype=matrices.dtype).expand_as(matrices)
         torch.testing.assert_close(matrices @ matrices.mH, identity, atol=1e-5, rtol=0)
         assert torch.equal(matrices, identity) == (init == "identity")
+        if numbers != "real" and init != "identity":  # Haar measure: the squares of the entries are uniform in [0, 1]
+            squares = matrices[..., 0, 0].abs().square()
+            assert squares.mean().item() == pytest.approx(0.5, abs=0.03)
+            assert squares.std().item() == pytest.approx(12**-0.5, abs=0.02)
         if (numbers, init) == ("real", "orthogonal"):
             assert 0.4 < (torch.linalg.det(matrices) > 0).double().mean() < 0.6
     else:

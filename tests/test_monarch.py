@@ -102,6 +102,8 @@ def test_levels_may_have_a_matrix_for_every_channel() -> None:
 def test_long_transforms_keep_their_digits() -> None:
     """Angles are reduced to a turn before they are rounded."""
     n = 2**16
+    turn = torch.polar(torch.tensor(1.0).double(), torch.tensor(-2 * math.pi / 1024, dtype=torch.float64))
+    assert (dft_matrix(1024)[-1, -1] - turn).abs() < 1e-16
     x = torch.randn(n, dtype=torch.complex128)
     y = cooley_tukey(x, [dft_matrix(size) for size in (16,) * 4])
     assert laws.rms((y - torch.fft.fft(x)).abs()) < 1e-12 * laws.rms(torch.fft.fft(x).abs())
@@ -159,6 +161,8 @@ def test_the_nearest_layer_of_a_monarch_matrix_is_that_matrix(inputs: int, outpu
 def test_the_layer_starts_as_published() -> None:
     layer = MonarchLinear(1024, 2048)
     assert (layer.first.shape, layer.second.shape, layer.bias.shape) == ((4, 256, 256), (4, 512, 256), (2048,))
+    narrowing = MonarchLinear(10, 7)
+    assert (narrowing.first.shape, narrowing.second.shape) == ((4, 2, 3), (4, 2, 2))
     for factor in (layer.first, layer.second):
         assert factor.abs().max().item() == pytest.approx(1 / 16, rel=1e-3)
         assert factor.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.01)
