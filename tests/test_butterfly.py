@@ -359,6 +359,7 @@ OPTIONS = [
     TransformOptions(radix=2, weights="block"),
     TransformOptions(radix=2, weights="block", per_channel=True),
     TransformOptions(radix=8, weights="level", per_channel=True),
+    TransformOptions(radix=8, weights="block", per_channel=True),
     TransformOptions(radix=8, weights="block"),
 ]
 

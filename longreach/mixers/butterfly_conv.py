@@ -77,7 +77,7 @@ class ButterflyConv(SequenceMixer[State]):
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence, O(d n (r_1 + ... + r_p)) with the radices r of the transforms, whatever l is.
 
-        Padding counts as zeros.  Where it stands does matter for positions after it: pad at the end.
+        Padding counts as zeros.  It does matter where real positions stand: pad at the end.
         """
         self._check_length(x.shape[1])
         if mask is not None:
