@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.heads import draw_seed, join_heads, real_positions, width_of_heads
 from longreach.ops.attention import attention
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.key_value_cache import (
@@ -69,11 +70,9 @@ class Attention(SequenceMixer[KeyValueCache]):
     ) -> None:
         super().__init__(d_model, causal=causal)
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        if (head_dim is None and d_model % n_heads) or n_heads % n_kv_heads:
-            raise InputError(
-                f"n_heads={n_heads} must divide d_model={d_model} and be a multiple of n_kv_heads={n_kv_heads}"
-            )
-        head_dim = d_model // n_heads if head_dim is None else head_dim
+        head_dim = width_of_heads(d_model, n_heads, head_dim)
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise InputError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
         if window is not None and window < 1:
             raise InputError(f"window={window} must be at least 1, which is a position itself, or None for no limit")
         if position == "rotary" and head_dim % 2:
@@ -88,7 +87,7 @@ class Attention(SequenceMixer[KeyValueCache]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend over the whole sequence."""
-        position = torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
+        position = real_positions(x, mask)
         query, key, value = self._project(x, position)
         return self._attend(query, key, value, self._rule(position, mask))
 
@@ -114,7 +113,7 @@ class Attention(SequenceMixer[KeyValueCache]):
         seen = parts(state, new)
         if x.shape[1] <= FEW and not (self.training and self.dropout):
             y = attend_to_parts(query, position, seen, window=self.window, alibi_slopes=self.alibi_slopes)
-            y = self._merge(y)
+            y = self.out(join_heads(y))
         elif sum(part.size for part in seen) == new.size:
             y = self._attend(query, key, value, self._rule(position, mask))
         else:
@@ -151,13 +150,9 @@ class Attention(SequenceMixer[KeyValueCache]):
     ) -> Float[Tensor, "b l d"]:
         """Attention and the output projection."""
         dropout = self.dropout if self.training else 0.0
-        seed = torch.randint(2**31, (), device=query.device) if dropout else None
+        seed = draw_seed(dropout, query.device)
         y = attention(query, key, value, rule, alibi_slopes=self.alibi_slopes, dropout=dropout, dropout_seed=seed)
-        return self._merge(y)
-
-    def _merge(self, y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:
-        """Join the heads."""
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(join_heads(y))
 
 
 def alibi_slopes(n_heads: int) -> Float[Tensor, " h"]:

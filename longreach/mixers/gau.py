@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.heads import draw_seed
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.key_value_cache import KeyValueBlock, KeyValueCache, append, empty_cache, join, next_positions, parts
 from longreach.ops.relative_attention import relative_attention
@@ -109,7 +110,7 @@ class GAU(SequenceMixer[KeyValueCache]):
 
     def _attend(self, gate: Tensor, query: Tensor, key: Tensor, value: Tensor, rule: AttentionMask) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        seed = torch.randint(2**31, (), device=query.device) if dropout else None
+        seed = draw_seed(dropout, query.device)
         attended = relative_attention(
             query, key, value, self.bias, rule, weighting="relu2", dropout=dropout, dropout_seed=seed
         )

@@ -1,4 +1,4 @@
-"""What mixers with heads have in common: projections into heads, attention with dropout, and the way back.
+"""What mixers with heads have in common: their widths, positions, attention with dropout, projections and back.
 
     q, k, v = split(x W_in)        y = join(...) W_out        (multi-head attention, https://arxiv.org/abs/1706.03762)
 
@@ -6,7 +6,7 @@ Axes: b batch, l length, d model width, h heads, m keys, e head width.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from longreach.errors import InputError
@@ -37,13 +37,9 @@ class Heads(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if n_heads < 1 or (head_dim is None and d_model % n_heads) or (head_dim is not None and head_dim < 1):
-            raise InputError(
-                f"n_heads={n_heads} must divide d_model={d_model}, or head_dim={head_dim} must say how wide a head is"
-            )
         if not 0.0 <= dropout < 1.0:
             raise InputError(f"dropout={dropout} must be at least 0 and below 1")
-        self.n_heads, self.head_dim = n_heads, d_model // n_heads if head_dim is None else head_dim
+        self.n_heads, self.head_dim = n_heads, width_of_heads(d_model, n_heads, head_dim)
         self.n_projections, self.dropout = n_projections, dropout
         self.into = nn.Linear(d_model, n_projections * n_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=bias)
@@ -69,6 +65,20 @@ class Heads(nn.Module):
         return self.out(join_heads(y))
 
 
+def width_of_heads(d_model: int, n_heads: int, head_dim: int | None) -> int:
+    """`head_dim`, or what is left for each of the heads.  Raises InputError where that is no whole number."""
+    if n_heads < 1 or (head_dim is None and d_model % n_heads) or (head_dim is not None and head_dim < 1):
+        raise InputError(
+            f"n_heads={n_heads} must divide d_model={d_model}, or head_dim={head_dim} must say how wide a head is"
+        )
+    return d_model // n_heads if head_dim is None else head_dim
+
+
+def real_positions(x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Int[Tensor, "#b l"]:
+    """How many real positions of its row come before each one; whatever at padding."""
+    return torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
+
+
 def split_heads(x: Float[Tensor, "*b l d"], n_heads: int) -> Float[Tensor, "*b {n_heads} l e"]:
     """Cut the width into heads."""
     return x.unflatten(-1, (n_heads, -1)).transpose(-2, -3)
@@ -88,9 +98,14 @@ def attend(
     *,
     dropout: float,
 ) -> Float[Tensor, "b h l f"]:
-    """Softmax attention; which weights are dropped comes from torch's random numbers."""
-    seed = torch.randint(2**31, (), device=query.device) if dropout else None
+    """Softmax attention, with a new choice of weights to drop in every call."""
+    seed = draw_seed(dropout, query.device)
     return attention(query, key, value, mask, bias=bias, dropout=dropout, dropout_seed=seed)
+
+
+def draw_seed(dropout: float, device: torch.device) -> Int[Tensor, ""] | None:
+    """What decides which attention weights are dropped, from torch's random numbers; nothing where none are."""
+    return torch.randint(2**31, (), device=device) if dropout else None
 
 
 def widened(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

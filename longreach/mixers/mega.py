@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.heads import draw_seed
 from longreach.mixers.moving_average import MovingAverage, MovingAverageState
 from longreach.mixers.norms import Norm, apply_norm, make_norm
 from longreach.ops.chunk_attention import ChunkRule, attend_in_chunks, attend_in_next_chunks
@@ -227,7 +228,7 @@ class Mega(SequenceMixer[MegaState]):
 
     def _rule(self, device: torch.device) -> ChunkRule:
         dropout = self.options.attention_dropout if self.training else 0.0
-        seed = torch.randint(2**31, (), device=device) if dropout else None
+        seed = draw_seed(dropout, device)
         return ChunkRule(self.chunk_size, self.causal, self.weighting, self._bias, dropout, seed)
 
     def _bias(self, length: int) -> Float[Tensor, " r"]:

@@ -10,6 +10,7 @@ Axes: b batch, l length, d model width, h heads, e head width, m keys.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.heads import join_heads, real_positions, width_of_heads
 from longreach.ops.key_value_cache import (
     KeyValueBlock,
     KeyValueCache,
@@ -32,7 +34,7 @@ from longreach.ops.rotary import rotary
 Position = Literal["rotary", "none"]
 """How positions enter the scores: turned into queries and keys, or not at all."""
 PIECE = 128
-"""How many new positions at a time attend to a cache."""
+"""How many new positions at a time attend to a cache, unless a mixer says otherwise."""
 FEW = 16
 """So few positions at the beginning are not worth the whole machinery."""
 
@@ -42,6 +44,8 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
 
     reach: int | None = None
     """How many of the newest positions the next one may see, if there is a limit: older ones leave the cache."""
+    piece: int = PIECE
+    """How many new positions at a time attend to a cache."""
 
     def __init__(
         self,
@@ -54,11 +58,7 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
         bias: bool,
     ) -> None:
         super().__init__(d_model, causal=causal)
-        if n_heads < 1 or (head_dim is None and d_model % n_heads) or (head_dim is not None and head_dim < 1):
-            raise InputError(
-                f"n_heads={n_heads} must divide d_model={d_model} unless head_dim={head_dim} sets the width of heads"
-            )
-        self.n_heads, self.head_dim = n_heads, d_model // n_heads if head_dim is None else head_dim
+        self.n_heads, self.head_dim = n_heads, width_of_heads(d_model, n_heads, head_dim)
         if position == "rotary" and self.head_dim % 2:
             raise InputError(f"rotary positions turn pairs, so heads must have an even width, not {self.head_dim}")
         self.position = position
@@ -82,7 +82,7 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend over the whole sequence."""
-        position = torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
+        position = real_positions(x, mask)
         return self._merge(self._mix_anywhere(self._project(x, position), mask), position)
 
     def init_state(self, batch_size: int) -> KeyValueCache:
@@ -100,20 +100,21 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
     def prefill(
         self, x: Float[Tensor, "b l d"], state: KeyValueCache, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], KeyValueCache]:
-        """Attend from a chunk of new positions; as `forward` at the beginning, else PIECE by PIECE, O(l m)."""
+        """Attend from a chunk of new positions; as `forward` at the beginning, else piece by piece, O(l m)."""
         position = next_positions(state, x.shape[1], mask)
         whole = query, key, value = self._project(x, position)
+        new = KeyValueBlock(key, value, position)
         if state.tail.size == len(state.blocks) == 0 and x.shape[1] > FEW:
             y = self._mix_anywhere(whole, mask)
-            return self._merge(y, position), append(state, KeyValueBlock(key, value, position), self.reach)
-        outputs = []
-        for start in range(0, x.shape[1], PIECE):
-            piece = slice(start, start + PIECE)
-            new = KeyValueBlock(key[:, :, piece], value[:, :, piece], position[:, piece])
-            seen = parts(state, new)
-            outputs.append(attend_to_parts(query[:, :, piece], new.position, seen, visible=self._visible))
-            state = append(state, new, self.reach)
-        return self._merge(torch.cat(outputs, dim=2), position), state
+            return self._merge(y, position), append(state, new, self.reach)
+        y, state = attend_in_pieces(query, new, state, self._attend_next, self.piece, self.reach)
+        return self._merge(y, position), state
+
+    def _attend_next(
+        self, query: Float[Tensor, "b h l e"], new: KeyValueBlock, state: KeyValueCache
+    ) -> Float[Tensor, "b h l f"]:
+        """Attention of a few new positions to themselves and to all that `state` holds."""
+        return attend_to_parts(query, new.position, parts(state, new), visible=self._visible)
 
     def _project(
         self, x: Float[Tensor, "b l d"], position: Int[Tensor, "#b l"]
@@ -128,7 +129,7 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
 
     def _merge(self, y: Float[Tensor, "b h l f"], position: Int[Tensor, "#b l"]) -> Float[Tensor, "b l d"]:
         """Join the heads of what stands at `position`."""
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(join_heads(y))
 
     def _mix_anywhere(self, whole: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """`_mix`, wherever the padding lies."""
@@ -138,3 +139,24 @@ class PatternAttention(SequenceMixer[KeyValueCache]):
         query, key, value = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in whole)
         y = self._mix(query, key, value, mask.gather(1, order))
         return y.gather(2, order.argsort(dim=1)[:, None, :, None].expand_as(y))
+
+
+def attend_in_pieces(
+    query: Float[Tensor, "b h l e"],
+    new: KeyValueBlock,
+    state: KeyValueCache,
+    attend: Callable[[Tensor, KeyValueBlock, KeyValueCache], Tensor],
+    size: int,
+    reach: int | None = None,
+) -> tuple[Float[Tensor, "b h l f"], KeyValueCache]:
+    """What `attend` gives for the next `size` positions, their keys and values and the state before, till all are read.
+
+    Older positions than the newest `reach` leave the state.
+    """
+    outputs = []
+    for start in range(0, new.size, size):
+        piece = slice(start, start + size)
+        part = KeyValueBlock(new.key[:, :, piece], new.value[:, :, piece], new.position[:, piece])
+        outputs.append(attend(query[:, :, piece], part, state))
+        state = append(state, part, reach)
+    return torch.cat(outputs, dim=2), state

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
-from longreach.mixers.pattern_attention import FEW, PIECE, Position
+from longreach.mixers.heads import join_heads, real_positions, split_heads
+from longreach.mixers.pattern_attention import FEW, PIECE, Position, attend_in_pieces
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.block_attention import band_of_blocks, block_attention, merge_attention
 from longreach.ops.key_value_cache import (
@@ -86,8 +87,7 @@ class Reformer(SequenceMixer[KeyValueCache]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Attend over the whole sequence."""
-        position = torch.arange(x.shape[1], device=x.device)[None] if mask is None else mask.cumsum(1) - 1
-        return self._merge(self._mix(*self._project(x, position), mask))
+        return self.out(join_heads(self._mix(*self._project(x, real_positions(x, mask)), mask)))
 
     def init_state(self, batch_size: int) -> KeyValueCache:
         """An empty key-value cache; a key is followed by its buckets."""
@@ -105,19 +105,15 @@ class Reformer(SequenceMixer[KeyValueCache]):
     def prefill(
         self, x: Float[Tensor, "b l d"], state: KeyValueCache, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], KeyValueCache]:
-        """Attend from a chunk of new positions; as `forward` at the beginning, else PIECE by PIECE, O(r l m)."""
+        """Attend from a chunk of new positions; as `forward` at the beginning, else piece by piece, O(r l m)."""
         position = next_positions(state, x.shape[1], mask)
         query, key, value = self._project(x, position)
+        new = KeyValueBlock(key, value, position)
         if state.tail.size == len(state.blocks) == 0 and x.shape[1] > FEW:
-            y = self._mix(query, key, value, mask)
-            return self._merge(y), append(state, KeyValueBlock(key, value, position))
-        outputs = []
-        for start in range(0, x.shape[1], PIECE):
-            piece = slice(start, start + PIECE)
-            new = KeyValueBlock(key[:, :, piece], value[:, :, piece], position[:, piece])
-            outputs.append(self._attend_to_cache(query[:, :, piece], new, join(parts(state, new))))
-            state = append(state, new)
-        return self._merge(torch.cat(outputs, dim=2)), state
+            y, state = self._mix(query, key, value, mask), append(state, new)
+        else:
+            y, state = attend_in_pieces(query, new, state, self._attend_next, PIECE)
+        return self.out(join_heads(y)), state
 
     def _project(
         self, x: Float[Tensor, "b l d"], position: Int[Tensor, "#b l"]
@@ -128,17 +124,13 @@ class Reformer(SequenceMixer[KeyValueCache]):
             wide = torch.promote_types(self.query.weight.dtype, torch.float32)
             bias = None if self.query.bias is None else self.query.bias.to(wide)
             query = F.linear(x.to(wide), self.query.weight.to(wide), bias)
-            query = query.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            query = split_heads(query, self.n_heads)
             buckets = lsh_buckets(query.detach(), self.rotations).movedim(2, 3)
             key = query / (query.square().sum(-1, keepdim=True) + 1e-6 * query.shape[-1]).sqrt()
             if self.position == "rotary":
                 query, key = (rotary(turned, position.expand(len(x), -1)) for turned in (query, key))
-        value = self.value(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        value = split_heads(self.value(x), self.n_heads)
         return query, torch.cat([key, buckets.to(key.dtype)], dim=-1), value
-
-    def _merge(self, y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:
-        """Join the heads."""
-        return self.out(y.transpose(1, 2).flatten(2))
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """All rounds, each sorted by bucket, where heads are rows of the batch."""
@@ -169,9 +161,9 @@ class Reformer(SequenceMixer[KeyValueCache]):
             query, key, value = rows
             yield block_attention(query, key, value, listed, size, rule, scale=1.0)
 
-    def _attend_to_cache(self, query: Tensor, new: KeyValueBlock, seen: KeyValueBlock) -> Tensor:
+    def _attend_next(self, query: Tensor, new: KeyValueBlock, state: KeyValueCache) -> Tensor:
         """The definition, for a few queries."""
-        width = query.shape[-1]
+        width, seen = query.shape[-1], join(parts(state, new))
         key, buckets = seen.key.split((width, self.n_hashes), dim=-1)
         same = new.key[..., width:].movedim(-1, 2)[..., None] == buckets.movedim(-1, 2)[..., None, :]  # (b, h, r, l, m)
         earlier = (seen.position[:, None] >= 0) & (seen.position[:, None] < new.position[:, :, None])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longreach.mixers.base import OptimHint
+from longreach.mixers.heads import join_heads
 from longreach.mixers.rwkv_memory import RWKVMemory, RWKVState
 from longreach.mixers.rwkv_start import Place, orthogonal_linear, zero_linear
 from longreach.ops.gated_linear_attention import gated_linear_attention
@@ -82,5 +83,5 @@ class RWKV5(RWKVMemory):
             padding = ~mask[:, None, :, None]
             key, log_decay = key.masked_fill(padding, 0), log_decay.masked_fill(padding, 0)
         y, memory = gated_linear_attention(receptance, key, value, log_decay, self.bonus, state.memory)
-        y = self.norm(self._join(y / self.divisor).flatten(0, 1)).view_as(gate)
+        y = self.norm(join_heads(y / self.divisor).flatten(0, 1)).view_as(gate)
         return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longreach.mixers.base import OptimHint
+from longreach.mixers.heads import join_heads
 from longreach.mixers.rwkv_memory import RWKVMemory, RWKVState
 from longreach.mixers.rwkv_start import Place, low_rank, spread, uniform_linear, zero_linear
 from longreach.ops.delta_rule import delta_rule
@@ -122,9 +123,9 @@ class RWKV7(RWKVMemory):
             real = mask[:, None, :, None]
             key, log_decay, kappa = (z.masked_fill(~real, 0) for z in (key, log_decay, kappa))
         y, memory = delta_rule(receptance, key, value, log_decay, -kappa, kappa * rate, state.memory)
-        y = self.norm(self._join(y).flatten(0, 1)).view_as(x)
+        y = self.norm(join_heads(y).flatten(0, 1)).view_as(x)
         present = (receptance * self.bonus[:, None] * key).sum(-1, keepdim=True) * value
-        y = y + self._join(present)
+        y = y + join_heads(present)
         return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)
 
 

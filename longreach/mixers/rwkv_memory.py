@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.heads import split_heads
 
 
 class RWKVState(NamedTuple):
@@ -62,8 +63,4 @@ class RWKVMemory(SequenceMixer[RWKVState]):
 
     def _split(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b h l n"]:
         """Channels into heads."""
-        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
-
-    def _join(self, x: Float[Tensor, "b h l n"]) -> Float[Tensor, "b l c"]:
-        """Heads into channels."""
-        return x.transpose(1, 2).flatten(2)
+        return split_heads(x, self.n_heads)

@@ -28,7 +28,7 @@ from longreach.errors import InputError
 from longreach.mixers.pattern_attention import FEW, PatternAttention, Position
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.block_attention import band_of_blocks, block_attention
-from longreach.ops.key_value_cache import KeyValueBlock, KeyValueCache, append, join, next_positions, parts
+from longreach.ops.key_value_cache import KeyValueBlock, KeyValueCache, join, parts
 
 
 class Sinkhorn(PatternAttention):
@@ -45,6 +45,8 @@ class Sinkhorn(PatternAttention):
         causal: whether a position sees only itself and what came before it.
         bias: whether the two projections have biases.
     """
+
+    piece = FEW
 
     def __init__(
         self,
@@ -80,17 +82,7 @@ class Sinkhorn(PatternAttention):
     ) -> tuple[Float[Tensor, "b l d"], KeyValueCache]:
         """Attend from a chunk of new positions; as `forward` at the beginning, else FEW at a time."""
         self._check_length(int(state.n_read.max()) + x.shape[1])
-        if state.tail.size == len(state.blocks) == 0 and x.shape[1] > FEW:
-            return super().prefill(x, state, mask)
-        position = next_positions(state, x.shape[1], mask)
-        query, key, value = self._project(x, position)
-        outputs = []
-        for start in range(0, x.shape[1], FEW):
-            piece = slice(start, start + FEW)
-            new = KeyValueBlock(key[:, :, piece], value[:, :, piece], position[:, piece])
-            outputs.append(self._attend_to_cache(query[:, :, piece], new, join(parts(state, new))))
-            state = append(state, new)
-        return self._merge(torch.cat(outputs, dim=2), position), state
+        return super().prefill(x, state, mask)
 
     def _turn(self, x: Tensor, position: Tensor) -> Tensor:
         """Nothing yet: what is mixed has no position."""
@@ -138,8 +130,9 @@ class Sinkhorn(PatternAttention):
                 weights = _divided(weights / column.masked_fill(column == 0, 1.0))
         return weights, key, value
 
-    def _attend_to_cache(self, query: Tensor, new: KeyValueBlock, seen: KeyValueBlock) -> Tensor:
+    def _attend_next(self, query: Tensor, new: KeyValueBlock, state: KeyValueCache) -> Tensor:
         """The same for a few queries, each with its own block and mixture."""
+        seen = join(parts(state, new))
         size, position, (b, h, l, e) = self.block_size, new.position.clamp(min=0), query.shape
         length = (int(position.max()) // size + 1) * size
         place = torch.where(seen.position < 0, length, seen.position)[:, None, :, None].expand(-1, h, -1, e)
