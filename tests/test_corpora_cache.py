@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from corpus_toys import write_texts
 
 from longreach.errors import InputError
 from longreach.tasks.corpora import build, cache
@@ -33,11 +34,7 @@ N_FILES = 30
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     """A folder of small files."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(N_FILES):
-        (folder / f"{i:02}.txt").write_text(f"the text of file {i}, naïve 漢字\n" * (1 + i % 4))
-    return folder
+    return write_texts(tmp_path / "texts", N_FILES)
 
 
 def plan(data: Path, tokenizer: str = "bytes", split: Split | None = None, **options: str) -> CorpusPlan:

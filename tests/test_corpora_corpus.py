@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpus_toys import write_texts
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
@@ -37,11 +38,7 @@ class Spy(nn.Module):
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     """A folder of small files."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(N_FILES):
-        (folder / f"{i:02}.txt").write_text(f"the text of file {i}, naïve 漢字\n" * (1 + i % 4))
-    return folder
+    return write_texts(tmp_path / "texts", N_FILES)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from longreach.models.backbone import Backbone
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.masked_language_model import MaskedLanguageModel
 from longreach.models.normalised_input import NormalisedInput
-from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown
+from longreach.models.published_layout import Config, Layout, Rule, Shapes, completed, refuse_unknown
 
 NEEDED = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_ssm", "max_position_embeddings"}
 ONLY = {"hidden_act": "gelu", "tie_word_embeddings": True, "decode": False}
@@ -176,16 +176,6 @@ def _infer(names: Names, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
-    """The published config completed by what was inferred, and where the two contradict each other."""
-    problems = [
-        f"config: {name}={config[name]!r}, but the tensors have {known!r}"
-        for name, known in inferred.items()
-        if config.get(name, known) != known
-    ]
-    return {**config, **inferred}, problems
-
-
 def _tied(names: Names, shapes: Shapes) -> dict[str, str]:
     again = {
         "cls.predictions.decoder.weight": f"{names.backbone}.embeddings.word_embeddings.{names.embedding}",
@@ -203,7 +193,7 @@ def _layout(names: Names, variant: str) -> Layout:
     root = f"cls.predictions.transform.dense.{names.linear}"
     parts: list[Callable[..., Any]] = [partial(part, names) for part in (_essential, _infer, _rules, _tied)]
     essential, infer, rules, tied = parts
-    return Layout(root, (variant,), essential, infer, merge, build, rules, tied, ignored)
+    return Layout(root, (variant,), essential, infer, completed, build, rules, tied, ignored)
 
 
 FLAX, TORCH = _layout(FLAX_NAMES, "flax"), _layout(TORCH_NAMES, "torch")

@@ -17,7 +17,7 @@ from longreach.errors import InputError
 from longreach.models.backbone import Backbone
 from longreach.models.language_model import LanguageModel
 from longreach.models.normalised_input import NormalisedInput
-from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown
+from longreach.models.published_layout import Config, Layout, Rule, Shapes, completed, refuse_unknown
 from longreach.models.published_mega_layer import NORMS, backbone_rules, build_backbone, norm_rules
 
 EMBEDDING, HEAD = "embed_tokens.weight", "output_projection.weight"
@@ -142,12 +142,7 @@ def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
     An output projection that is stored is loaded, even if it was the embedding again in training.
     """
     told = {name: known for name, known in inferred.items() if name != "share_decoder_input_output_embed"}
-    problems = [
-        f"config: {name}={config[name]!r}, but the tensors have {known!r}"
-        for name, known in told.items()
-        if name in config and config[name] != known
-    ]
-    return {**config, **inferred}, problems
+    return {**config, **inferred}, completed(config, told)[1]
 
 
 def tied(names: Config) -> dict[str, str]:

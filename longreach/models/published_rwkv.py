@@ -17,7 +17,7 @@ from longreach.mixers.rwkv5 import RWKV5
 from longreach.mixers.rwkv6 import RWKV6
 from longreach.mixers.rwkv7 import RWKV7
 from longreach.mixers.rwkv_channel_mix import RWKVChannelMix
-from longreach.models.published_layout import Config, Layout, Rule, Shapes, refuse_unknown, same
+from longreach.models.published_layout import Config, Layout, Rule, Shapes, completed, refuse_unknown, same
 from longreach.models.rwkv import RWKV, RWKVLanguageModel, RWKVOptions, ValueResidual
 
 ROOT, EMBEDDING = "blocks.0.ln0.weight", "emb.weight"
@@ -73,16 +73,6 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         if name in att:
             found[option] = att[name][axis]
     return found
-
-
-def merge(config: Config, inferred: Config) -> tuple[dict[str, Any], list[str]]:
-    """The published config completed by what was inferred, and where the two contradict each other."""
-    problems = [
-        f"config: {name}={config[name]!r}, but the tensors have {known!r}"
-        for name, known in inferred.items()
-        if config.get(name, known) != known
-    ]
-    return {**config, **inferred}, problems
 
 
 def build(config: Config, variant: str) -> RWKVLanguageModel:
@@ -211,4 +201,4 @@ def _count(shapes: Shapes) -> int:
     return len({match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
-LAYOUT = Layout(ROOT, ("BlinkDL",), essential, infer, merge, build, rules, tied, ignored)
+LAYOUT = Layout(ROOT, ("BlinkDL",), essential, infer, completed, build, rules, tied, ignored)
