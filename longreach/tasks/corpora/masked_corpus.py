@@ -97,8 +97,8 @@ class MaskedCorpus(Task):
             )
         if cast(_Restorer, built).causal:
             raise InputError(
-                f"{name} is causal: it would not see what follows a hidden token; use bidirectional mixers, or train "
-                "it on a Corpus"
+                f"{name} is causal: it would not see what follows a hidden token; use mixers with causal=False, or "
+                "train it on a Corpus"
             )
         self.corpus.require_context(built)
         return built
