@@ -8,7 +8,6 @@
 // Adjoint:  g_t = grad_t + conj(a_{t+1}) g_{t+1},   grad a_t = g_t conj(h_{t-1}),   grad x_t = g_t,
 //           grad initial = g_0 conj(a_0).
 
-#include <type_traits>
 
 #include "vector.h"
 
