@@ -3,8 +3,8 @@
     scan      h_t = a_t h_{t-1} + x_t                          from the last position to the first with `reverse`
     adjoint   g_t = grad_t + conj(a_{t+1}) g_{t+1},  grad a_t = g_t conj(h_{t-1}),  grad x_t = g_t
 
-Each reads and writes every array once: time is the speed of memory, and besides its results nothing is allocated.  Second
-derivatives run the same scan on the formulas above.
+Each reads and writes every array once: time is the speed of memory, and besides its results nothing is allocated.
+Second derivatives run the same scan on the formulas above.
 
 Axes: b batch, l length, n channels.
 """
