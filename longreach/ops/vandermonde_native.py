@@ -3,8 +3,8 @@
     sums      y_l = 2 Re sum_n c_n z_n^l
     moments   m_n = sum_l u_l z_n^l,  d_n = sum_l l u_l z_n^l         l counts from the end with `reverse`
 
-Each is the derivative of the other.  Powers are computed in float64; time O(b d n l), memory O(n sqrt(l)) a thread beside
-the results.  Second derivatives run on torch.
+Each is the derivative of the other.  Powers are computed in float64; time O(b d n l), memory O(n sqrt(l)) a thread
+besides the results.  Second derivatives run on torch.
 
 Axes: b rows, d channels, n modes, l length.
 """
