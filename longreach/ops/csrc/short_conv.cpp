@@ -99,7 +99,8 @@ void weight_gradient(const Problem<T>& problem, int64_t b, int64_t c, const T* g
     for (int64_t first = 0; first < width; first += TAPS) {
         Vec<T> sum[TAPS] = {};
         const int count = int(std::min<int64_t>(TAPS, width - first));
-        const auto add = [&](auto taps) {
+        const auto add = [&](auto constant) {
+            constexpr int taps = decltype(constant)::value;
             for (int64_t t = edge; t < whole; t += W) {
                 const Vec<T> g = load(grad + t);
 #pragma GCC unroll 8
