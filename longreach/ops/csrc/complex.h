@@ -120,30 +120,36 @@ constexpr double SINE_16[10] = {0, 0.38268343236508977173, 0.7071067811865475244
                                 0.92387953251128675613, 0.70710678118654752440, 0.38268343236508977173, 0,
                                 -0.38268343236508977173};
 
-// Four by four, with `settle` between the halves: sixteen pairs are more than there are registers.
-template <bool inverse, class T>
-INLINE void dft(Pair<T> (&x)[16]) {
+// The transform of W rows in two halves, so that what comes next can be done on the way: sixteen pairs are more than
+// there are registers.  Forward: the first half mixes rows, the second is a dft of each group of GROUP<W> rows; the
+// frequency at row p is `frequency_of_row(p)`.  The inverse goes the same way back.
+template <int W>
+constexpr int GROUP = W == 16 ? 4 : W;
+
+template <int W>
+constexpr int frequency_of_row(int row) {
+    return W == 16 ? row / 4 + 4 * (row % 4) : row;
+}
+
+template <bool inverse, class T, int W>
+INLINE void half_dft(const Pair<T>* from, Pair<T>* to) {
+    if constexpr (W == 16) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        Pair<T> part[4] = {x[j], x[j + 4], x[j + 8], x[j + 12]};
-        dft<inverse>(part);
-        x[j] = part[0];
+        for (int j = 0; j < 4; j++) {
+            Pair<T> x[4] = {from[j], from[j + 4], from[j + 8], from[j + 12]};
+            if constexpr (!inverse) dft<false>(x);
 #pragma GCC unroll 3
-        for (int r = 1; r < 4; r++)
-            x[j + 4 * r] = multiply<!inverse>(part[r], Scalar<T>{T(COSINE_16[j * r]), T(SINE_16[j * r])});
-        settle();
-    }
-    Pair<T> y[16];
+            for (int r = 1; r < 4; r++)
+                x[r] = multiply<!inverse>(x[r], Scalar<T>{T(COSINE_16[j * r]), T(SINE_16[j * r])});
+            if constexpr (inverse) dft<true>(x);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-        Pair<T> part[4] = {x[4 * r], x[4 * r + 1], x[4 * r + 2], x[4 * r + 3]};
-        dft<inverse>(part);
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; s++) y[r + 4 * s] = part[s];
-        settle();
+            for (int r = 0; r < 4; r++) to[j + 4 * r] = x[r];
+            settle();
+        }
+    } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < W; i++) to[i] = from[i];
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) x[i] = y[i];
 }
 
 // Rows become lanes: x[i] lane j <-> x[j] lane i, by log2(lanes) rounds of interleaving the halves.

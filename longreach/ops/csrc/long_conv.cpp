@@ -112,9 +112,9 @@ void filter_spectrum(const Plan<T>& plan, const Problem<T>& problem, int64_t cha
         return x;
     });
     descend<1, 0>(plan, &spectrum, [=, &plan](int64_t at) {
-        Pair<T> x[W];
-        to_spectrum(plan, spectrum, at, x);
-        for (int s = 0; s < W; s++) spectrum[at + s] = {x[s].re * scale, x[s].im * scale};
+        read_block(plan, spectrum, at, [=](int64_t from, auto& values) {
+            for (Pair<T>& value : values) spectrum[from++] = {value.re * scale, value.im * scale};
+        });
     });
     if (!problem.reverse) return;
     const T* reverse = problem.reverse + channel * problem.reverse_taps;
@@ -128,18 +128,17 @@ void filter_spectrum(const Plan<T>& plan, const Problem<T>& problem, int64_t cha
         return x;
     });
     descend<1, 0>(plan, &scratch, [=, &plan](int64_t at) {
-        Pair<T> x[W];
-        to_spectrum(plan, scratch, at, x);
-        for (int s = 0; s < W; s++) {
-            spectrum[at + s].re += x[s].re * scale;
-            spectrum[at + s].im -= x[s].im * scale;
-        }
+        read_block(plan, scratch, at, [=](int64_t from, auto& values) {
+            for (Pair<T>& value : values) {
+                spectrum[from].re += value.re * scale;
+                spectrum[from++].im -= value.im * scale;
+            }
+        });
     });
 }
 
 template <class T>
 void convolve_channel(const Plan<T>& plan, const Problem<T>& problem, int64_t channel, T* y) {
-    constexpr int W = Vector<T>::lanes;
     const int64_t length = problem.length;
     Pair<T>*spectrum = workspace<T>().array(0, plan.rows), *rows = workspace<T>().array(1, plan.rows);
     filter_spectrum(plan, problem, channel, spectrum, rows);
@@ -149,11 +148,10 @@ void convolve_channel(const Plan<T>& plan, const Problem<T>& problem, int64_t ch
         T* result = y + (b * problem.channels + channel) * length;
         enter(plan, rows, [=](int64_t row) { return gated(u, before, row, length); });
         descend<1, 1>(plan, &rows, [=, &plan](int64_t at) {
-            Pair<T> x[W];
-            to_spectrum(plan, rows, at, x);
-#pragma GCC unroll 16
-            for (int s = 0; s < W; s++) x[s] = multiply<false>(x[s], spectrum[at + s]);
-            from_spectrum(plan, x, at, rows);
+            change_block(plan, rows, at, [=](int64_t from, auto& values) {
+#pragma GCC unroll 8
+                for (Pair<T>& value : values) value = multiply<false>(value, spectrum[from++]);
+            });
         });
         leave(plan, rows, [=](int64_t row, Vec<T> z) {
             write(result, row, length, after ? z * samples(after, row, length) : z);
@@ -182,18 +180,28 @@ void adjoint_row(const Plan<T>& plan, const Problem<T>& problem, const Gradients
     const bool needs_output = gradients.after;
     const auto leaf = [=, &plan](int64_t at) {
         Pair<T> x[W], y[W];
-        to_spectrum(plan, v, at, x);
-        to_spectrum(plan, g, at, y);
-#pragma GCC unroll 16
-        for (int s = 0; s < W; s++) {
-            correlation[at + s] = correlation[at + s] + multiply<true>(y[s], x[s]);
-            y[s] = multiply<true>(y[s], spectrum[at + s]);
-        }
-        from_spectrum(plan, y, at, g);
-        if (needs_output) {
-            for (int s = 0; s < W; s++) x[s] = multiply<false>(x[s], spectrum[at + s]);
-            from_spectrum(plan, x, at, v);
-        }
+        enter_block(plan, v, at, x);
+        enter_block(plan, g, at, y);
+        Pair<T>* other = x;
+        for_each_group(y, [&](int row, auto& values) {
+            const int64_t from = at + row;
+            Pair<T> signal[GROUP<W>];
+            for (Pair<T>& value : signal) value = *other++;
+            other -= GROUP<W>;
+            dft<false>(signal);
+            dft<false>(values);
+#pragma GCC unroll 8
+            for (int i = 0; i < GROUP<W>; i++) {
+                correlation[from + i] = correlation[from + i] + multiply<true>(values[i], signal[i]);
+                values[i] = multiply<true>(values[i], spectrum[from + i]);
+                signal[i] = multiply<false>(signal[i], spectrum[from + i]);
+            }
+            dft<true>(values);
+            if (needs_output) dft<true>(signal);
+            for (Pair<T>& value : signal) *other++ = value;
+        });
+        leave_block(plan, y, at, g);
+        if (needs_output) leave_block(plan, x, at, v);
     };
     if (needs_output) descend<2, 2>(plan, arrays, leaf);
     else descend<2, 1>(plan, arrays, leaf);
@@ -220,9 +228,12 @@ void adjoint_filter(const Plan<T>& plan, const Problem<T>& problem, const Gradie
         const int64_t known = std::min(reverse_taps, problem.length - lag);
         T* to = gradients.reverse + channel * reverse_taps;
         descend<0, 1>(plan, &scratch, [=, &plan](int64_t at) {
-            Pair<T> x[W];
-            for (int s = 0; s < W; s++) x[s] = {correlation[at + s].re * scale, -correlation[at + s].im * scale};
-            from_spectrum(plan, x, at, scratch);
+            write_block(plan, scratch, at, [=](int64_t from, auto& values) {
+                for (Pair<T>& value : values) {
+                    value = {correlation[from].re * scale, -correlation[from].im * scale};
+                    from++;
+                }
+            });
         });
         std::fill(to, to + reverse_taps, T(0));
         leave(plan, scratch, [=](int64_t row, Vec<T> value) {
@@ -234,9 +245,12 @@ void adjoint_filter(const Plan<T>& plan, const Problem<T>& problem, const Gradie
     }
     if (!gradients.kernel && !gradients.skip) return;
     descend<0, 1>(plan, &correlation, [=, &plan](int64_t at) {
-        Pair<T> x[W];
-        for (int s = 0; s < W; s++) x[s] = {correlation[at + s].re * scale, correlation[at + s].im * scale};
-        from_spectrum(plan, x, at, correlation);
+        write_block(plan, correlation, at, [=](int64_t from, auto& values) {
+            for (Pair<T>& value : values) {
+                value = {correlation[from].re * scale, correlation[from].im * scale};
+                from++;
+            }
+        });
     });
     T* to = gradients.kernel ? gradients.kernel + channel * taps : nullptr;
     T* skip = gradients.skip ? gradients.skip + channel : nullptr;

@@ -13,8 +13,8 @@
 //
 // The inner sum is a transform down the rows, each lane by itself: no data crosses lanes.  It runs depth first, so that
 // every part is finished while it is in the cache, by passes that leave the frequencies in digit-reversed order, which a
-// product does not mind.  The last W rows of it, the factor in front and the outer sum happen in registers: a transform
-// of W rows, a transpose, another transform of W rows (`to_spectrum`).
+// product does not mind.  The last W rows of it, the factor in front and the outer sum happen in the first-level cache: a
+// transform of W rows, a transpose, another transform of W rows, for the block of W frequencies by W at once.
 //
 // Sizes are N = W^2 times 2^a, 3 2^a or 5 2^a.
 
@@ -128,7 +128,7 @@ std::unique_ptr<Plan<T>> make_plan(int64_t size) {
     }
     for (int s = 0; s < W; s++)
         for (int c = 0; c < W; c++) {
-            const Scalar<T> factor = turn<T>(-double(c * s), double(W * W));
+            const Scalar<T> factor = turn<T>(-double(c * frequency_of_row<W>(s)), double(W * W));
             plan->lane_factor[s].re[c] = factor.re;
             plan->lane_factor[s].im[c] = factor.im;
         }
@@ -213,8 +213,8 @@ void pass(Pair<T>* rows, int64_t stride, const Scalar<T>* twiddle) {
     }
 }
 
-template <bool inverse, class T>
-INLINE void transpose(Pair<T> (&x)[Vector<T>::lanes]) {
+template <class T>
+INLINE void transpose_pairs(Pair<T>* x) {
     constexpr int W = Vector<T>::lanes;
     Vec<T> part[W];
 #pragma GCC unroll 16
@@ -231,29 +231,86 @@ INLINE void transpose(Pair<T> (&x)[Vector<T>::lanes]) {
     settle();
 }
 
-// The last W rows of the transform down the rows, then the transform across the lanes.
+// Calls `use(row, values)` for the values of every group of a block, values in registers, and stores what it leaves.
+template <class T, class Use>
+INLINE void for_each_group(Pair<T>* x, Use use) {
+    constexpr int W = Vector<T>::lanes, G = GROUP<W>;
+#pragma GCC unroll 4
+    for (int row = 0; row < W; row += G) {
+        Pair<T> values[G];
+#pragma GCC unroll 8
+        for (int i = 0; i < G; i++) values[i] = x[row + i];
+        use(row, values);
+#pragma GCC unroll 8
+        for (int i = 0; i < G; i++) x[row + i] = values[i];
+        settle();
+    }
+}
+
+// The last W rows of the transform down the rows, and the one across the lanes but for a dft of every group.
 template <class T>
-INLINE void to_spectrum(const Plan<T>& plan, const Pair<T>* rows, int64_t at, Pair<T> (&x)[Vector<T>::lanes]) {
-    constexpr int W = Vector<T>::lanes;
-    for (int s = 0; s < W; s++) x[s] = rows[at + s];
-    dft<false>(x);
+INLINE void enter_block(const Plan<T>& plan, const Pair<T>* rows, int64_t at, Pair<T>* x) {
+    constexpr int W = Vector<T>::lanes, G = GROUP<W>;
+    half_dft<false, T, W>(rows + at, x);
     const Pair<T> factor = plan.block_factor[at / W];
-#pragma GCC unroll 16
-    for (int s = 0; s < W; s++) x[s] = multiply<false>(x[s], multiply<false>(plan.lane_factor[s], factor));
-    transpose<false>(x);
-    dft<false>(x);
+    for_each_group(x, [&](int row, auto& values) {
+        dft<false>(values);
+#pragma GCC unroll 8
+        for (int i = 0; i < G; i++)
+            values[i] = multiply<false>(values[i], multiply<false>(plan.lane_factor[row + i], factor));
+    });
+    transpose_pairs(x);
+    half_dft<false, T, W>(x, x);
 }
 
 template <class T>
-INLINE void from_spectrum(const Plan<T>& plan, Pair<T> (&x)[Vector<T>::lanes], int64_t at, Pair<T>* rows) {
-    constexpr int W = Vector<T>::lanes;
-    dft<true>(x);
-    transpose<true>(x);
+INLINE void leave_block(const Plan<T>& plan, Pair<T>* x, int64_t at, Pair<T>* rows) {
+    constexpr int W = Vector<T>::lanes, G = GROUP<W>;
+    half_dft<true, T, W>(x, x);
+    transpose_pairs(x);
     const Pair<T> factor = plan.block_factor[at / W];
-#pragma GCC unroll 16
-    for (int s = 0; s < W; s++) x[s] = multiply<true>(x[s], multiply<false>(plan.lane_factor[s], factor));
-    dft<true>(x);
-    for (int s = 0; s < W; s++) rows[at + s] = x[s];
+    for_each_group(x, [&](int row, auto& values) {
+#pragma GCC unroll 8
+        for (int i = 0; i < G; i++)
+            values[i] = multiply<true>(values[i], multiply<false>(plan.lane_factor[row + i], factor));
+        dft<true>(values);
+    });
+    half_dft<true, T, W>(x, rows + at);
+}
+
+// A block's part of the spectrum goes through `change(at, values)`, groups of frequencies from `at` on, and back.
+template <class T, class Change>
+INLINE void change_block(const Plan<T>& plan, Pair<T>* rows, int64_t at, Change change) {
+    Pair<T> x[Vector<T>::lanes];
+    enter_block(plan, rows, at, x);
+    for_each_group(x, [&](int row, auto& values) {
+        dft<false>(values);
+        change(at + row, values);
+        dft<true>(values);
+    });
+    leave_block(plan, x, at, rows);
+}
+
+// Calls `use(at, values)` with the groups of a block's part of the spectrum.
+template <class T, class Use>
+INLINE void read_block(const Plan<T>& plan, const Pair<T>* rows, int64_t at, Use use) {
+    Pair<T> x[Vector<T>::lanes];
+    enter_block(plan, rows, at, x);
+    for_each_group(x, [&](int row, auto& values) {
+        dft<false>(values);
+        use(at + row, values);
+    });
+}
+
+// The rows of a block from `get(at, values)`, which gives the groups of its part of the spectrum.
+template <class T, class Get>
+INLINE void write_block(const Plan<T>& plan, Pair<T>* rows, int64_t at, Get get) {
+    Pair<T> x[Vector<T>::lanes];
+    for_each_group(x, [&](int row, auto& values) {
+        get(at + row, values);
+        dft<true>(values);
+    });
+    leave_block(plan, x, at, rows);
 }
 
 // The passes after the first on `forward` arrays, `leaf(at)` on every block of W rows, the passes back on the first
