@@ -85,10 +85,12 @@ CASES: dict[str, dict[str, Callable[[int], Arguments]]] = {
     "vandermonde": {
         "kernel": lambda l: ((_complex(3, 2), _log_ratio(3, 2), l), {}),
         "batched": lambda l: ((_complex(2, 3, 2), _log_ratio(3, 2), l), {}),
+        "shared modes": lambda l: ((_complex(2, 3, 2), _log_ratio(1, 2), l), {}),
     },
     "vandermonde_adjoint": {
         "one": lambda l: ((_real(3, l), _log_ratio(3, 2)), {}),
         "batched": lambda l: ((_real(2, 3, l), _log_ratio(3, 2)), {}),
+        "shared modes": lambda l: ((_real(2, 3, l), _log_ratio(1, 2)), {}),
     },
 }
 
@@ -504,9 +506,9 @@ def test_the_others_say_what_does_not_fit() -> None:
             linear_scan(x, x[:, 1:], _real(1, 2))
         with pytest.raises(InputError, match="length, 0, at least 1"):
             vandermonde(_complex(1, 2), _log_ratio(1, 2), 0)
-        with pytest.raises(InputError, match=r"\(2, 2\) in one argument and \(1, 2\)"):
-            vandermonde(_complex(2, 2), _log_ratio(1, 2), 3)
+        with pytest.raises(InputError, match=r"\(2, 2\) in one argument and \(3, 2\)"):
+            vandermonde(_complex(2, 2), _log_ratio(3, 2), 3)
         with pytest.raises(InputError, match=r"\(3,\) in one argument"):
-            vandermonde_adjoint(_real(3, 4), _log_ratio(1, 2))
+            vandermonde_adjoint(_real(3, 4), _log_ratio(2, 2))
         with pytest.raises(InputError, match=r"tail is \(1, 2, 3\)"):
             short_conv(x.mT, _real(2, 3), None, _real(1, 2, 3))

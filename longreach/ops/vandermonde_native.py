@@ -25,16 +25,19 @@ LIBRARY.define("vandermonde_moments(Tensor u, Tensor log_ratio, bool reverse) ->
 
 
 def native_sums(
-    coefficient: Complex[Tensor, "... d n"], log_ratio: Complex[Tensor, "d n"], length: int
+    coefficient: Complex[Tensor, "... d n"], log_ratio: Complex[Tensor, "#d n"], length: int
 ) -> Float[Tensor, "... d {length}"]:
-    """The sums of every row; both arguments have one of DTYPES and are on the CPU."""
+    """The sums of every row; both arguments have one of DTYPES and are on the CPU.
+
+    Modes that all channels share are those of one channel, of which there are more rows.
+    """
     y = torch.ops.longreach.vandermonde(coefficient.reshape(-1, *log_ratio.shape), log_ratio, length)
     return y.view(*coefficient.shape[:-1], length)
 
 
-def native_adjoint(u: Float[Tensor, "... d l"], log_ratio: Complex[Tensor, "d n"]) -> Complex[Tensor, "... d n"]:
+def native_adjoint(u: Float[Tensor, "... d l"], log_ratio: Complex[Tensor, "#d n"]) -> Complex[Tensor, "... d n"]:
     """s_n = sum_l z_n^(L-1-l) u_l for every row; `u` has the real dtype of `log_ratio`."""
-    rows = u.reshape(-1, *u.shape[-2:])
+    rows = u.reshape(-1, log_ratio.shape[0], u.shape[-1])
     moments, _ = torch.ops.longreach.vandermonde_moments(rows, log_ratio, True)
     return moments.view(*u.shape[:-1], log_ratio.shape[-1])
 
