@@ -1,12 +1,13 @@
 """The compiled CPU kernels (longreach/ops/csrc): found, chosen by instruction set, called by a plain C interface.
 
-They are built when the package is installed, once for every instruction set, as `kernels-<instruction set>.so`
-beside this file.  Without them, for
-want of a compiler, every operator runs on torch; `MISSING` then says why.
+They are built when the package is installed, once for every instruction set, as `kernels/<instruction set>.so`.
+Without them, for want of a compiler, every operator runs on torch; `MISSING` then says why.  The variable
+LONGREACH_KERNELS of the environment names another folder to look in; an empty folder switches them off.
 """
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(os.environ.get("LONGREACH_KERNELS", Path(__file__).parent / "kernels"))
 REMEDY = "install longreach where there is a C++ compiler (g++ 11 or newer)"
+"""What to do where kernels are missing."""
 
 LIBRARY = torch.library.Library("longreach", "FRAGMENT")
 """Where operators with compiled kernels are registered with torch."""
 
 
-def _instruction_sets() -> list[str]:
+def instruction_sets() -> list[str]:
     """Names of the builds that run on this processor, best first; torch knows what it has."""
     usable = {"AVX512": ["avx512", "avx2", "baseline"], "AVX2": ["avx2", "baseline"]}
     return usable.get(torch.backends.cpu.get_cpu_capability(), ["baseline"])
@@ -29,14 +31,14 @@ def _instruction_sets() -> list[str]:
 
 def _open() -> tuple[ctypes.CDLL | None, str]:
     """The best library that can be loaded and its name, or nothing and why."""
-    reason = f"the C++ kernels are not built; {REMEDY}"
-    for name in _instruction_sets():
-        path = FOLDER / f"kernels-{name}.so"
+    reason = f"there are no C++ kernels in {FOLDER}"
+    for name in instruction_sets():
+        path = FOLDER / f"{name}.so"
         if path.exists():
             try:
                 return ctypes.CDLL(str(path)), name
             except OSError as error:
-                reason = f"{path} cannot be loaded ({error}); {REMEDY}"
+                reason = f"the C++ kernels cannot be loaded: {error}"
     return None, reason
 
 
