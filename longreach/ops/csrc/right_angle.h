@@ -305,11 +305,14 @@ INLINE void read_block(const Plan<T>& plan, const Pair<T>* rows, int64_t at, Use
 // The rows of a block from `get(at, values)`, which gives the groups of its part of the spectrum.
 template <class T, class Get>
 INLINE void write_block(const Plan<T>& plan, Pair<T>* rows, int64_t at, Get get) {
-    Pair<T> x[Vector<T>::lanes];
-    for_each_group(x, [&](int row, auto& values) {
+    constexpr int W = Vector<T>::lanes, G = GROUP<W>;
+    Pair<T> x[W];
+    for (int row = 0; row < W; row += G) {
+        Pair<T> values[G];
         get(at + row, values);
         dft<true>(values);
-    });
+        for (int i = 0; i < G; i++) x[row + i] = values[i];
+    }
     leave_block(plan, x, at, rows);
 }
 
