@@ -52,6 +52,7 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
         Call("linear_scan", l, (modes(b, l, d).exp(), modes(b, l, d), modes(b, d))),
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
         Call("short_conv", l, (randn(b, d, l), randn(d, 4), randn(d), randn(b, d, 3))),
+        Call("transposed", l, (randn(b, d, l),)),
         Call("vandermonde", l, (modes(b, d, 3), modes(d, 3), l)),
         Call("vandermonde_adjoint", l, (randn(b, d, l), modes(d, 3))),
         Call("cauchy", l, (modes(b, d, 3), points, modes(d, 3)), constants=(1,)),
@@ -108,6 +109,7 @@ def test_numbers_of_extreme_size(build: str, scale: float) -> None:
             found = results(call, "native")
         for actual, truth in zip(found, expected(call), strict=True):
             assert truth.isfinite().all()
+            assert truth.any()  # not even torch is told to flush
             slack = 5e-320 + 1e-10 * truth.abs().max().item()
             torch.testing.assert_close(actual, truth, rtol=1e-9, atol=slack)
 
@@ -180,6 +182,7 @@ def samples() -> dict[str, list[tuple]]:
         "short_conv_adjoint": [
             (grad, [True, True, False, True], x.detach(), taps.detach(), skip.detach(), tail.detach())
         ],
+        "transposed": [(x,)],
         "vandermonde": [(phases, ratios, 9)],
         "vandermonde_moments": [(x, ratios, False), (x, ratios, True)],
     }
@@ -230,7 +233,7 @@ def work(lengths):
             results(call, "native")
 
 torch.manual_seed(0)
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 work([3000, *range(1, 3000, 150)])
 before = resident()
 work(range(2, 3000, 40))
@@ -244,4 +247,4 @@ def test_memory_does_not_grow_with_the_calls() -> None:
     """Some 500 calls of 75 lengths, after each size of transform and workspace was seen."""
     found = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) < 16 << 20
+    assert int(found.stdout) < 4 << 20
