@@ -198,11 +198,16 @@ def _cauchy(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., T
     return Call("cauchy", k, (_complex(randn, b, *poles.shape), points, poles), constants=(1,))
 
 
+def _transposed(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    return Call("transposed", sizes[2], (randn(*sizes),))
+
+
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
     "cauchy": _cauchy,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
     "short_conv": _short_conv,
+    "transposed": _transposed,
     "vandermonde": _vandermonde,
     "vandermonde_adjoint": _vandermonde_adjoint,
 }

@@ -191,6 +191,7 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
     "relative_attention": _relative_attention_call,
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
+    "transposed": lambda device: (_signal(device),),
     "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),
     "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),
     "wkv": _wkv_call,

@@ -23,6 +23,7 @@ from longreach.ops.rising_modes import RisingModes, rising_kernel, rising_prefil
 from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.token_shift import token_shift
+from longreach.ops.transposed import transposed
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
 from longreach.ops.wkv import WKVState, init_wkv, wkv
@@ -76,6 +77,7 @@ __all__ = [
     "short_conv",
     "short_conv_tail",
     "token_shift",
+    "transposed",
     "use_backend",
     "vandermonde",
     "vandermonde_adjoint",
