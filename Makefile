@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+KERNELS := setup.py $(wildcard longreach/ops/csrc/*)
 
-.PHONY: setup train test check lint format clean
+.PHONY: setup train test check lint format wheel sanitize clean
 
 train: setup  ## train the default model on the default corpus, evaluate it, plot, and let it write
 	$(BIN)/longreach train --config configs/corpus/hyena.yaml
@@ -9,12 +10,17 @@ train: setup  ## train the default model on the default corpus, evaluate it, plo
 test: setup  ## run every test
 	$(BIN)/python -m pytest
 
-setup: .venv/installed  ## make .venv with everything pinned in constraints.txt
+setup: .venv/installed  ## make .venv with everything pinned in constraints.txt, and build the kernels where they changed
+	@$(MAKE) --no-print-directory --silent .venv/kernels
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longreach needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,log]'
+	touch $@ .venv/kernels
+
+.venv/kernels: $(KERNELS)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 check: lint test  ## what must be green before a commit
@@ -28,5 +34,12 @@ format: setup  ## rewrite the files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+wheel: setup  ## one wheel in dist/ for every Python, with the kernels for this kind of processor
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
+sanitize: setup  ## run the tests of the kernels under the address, undefined behaviour and thread sanitizers
+	tests/sanitize/run $(BIN)/python
+
 clean:  ## remove what setup and tests made; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info longreach/ops/kernels

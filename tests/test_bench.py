@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from longreach.bench import CostOptions, MixerCost, cost_tables, measure_mixers, mixer_names, write_csv, write_plot
+from longreach.bench.memory import peak_bytes
 from longreach.bench.mixer_costs import _measure_one, _receive, build_mixer
 from longreach.cli.main import run
 from longreach.errors import InputError
@@ -47,12 +48,12 @@ def test_costs_are_measured_in_a_process_of_their_own(tmp_path: Path, capsys: py
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is known on Linux only")
 def test_memory_is_what_a_run_needs() -> None:
-    from longreach.bench.mixer_costs import _peak
-
     def take(mebibytes: int) -> None:
         torch.ones(mebibytes << 18).add_(1)
 
-    small, large = _peak(lambda: take(8), "cpu"), _peak(lambda: take(64), "cpu")
+    small, large = peak_bytes(lambda: take(8), "cpu"), peak_bytes(lambda: take(64), "cpu")
+    assert small is not None
+    assert large is not None
     assert 6 << 20 < small < 16 << 20
     assert 60 << 20 < large < 72 << 20
 

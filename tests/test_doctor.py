@@ -11,7 +11,7 @@ from laws import leaves
 import longreach.ops
 from longreach.cli import diagnosis
 from longreach.cli.main import run
-from longreach.ops import OPS, use_backend
+from longreach.ops import OPS, native, use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,8 @@ def test_it_says_what_runs_and_why_not_the_others() -> None:
     for name, operator in found.items():
         assert {operator["takes"], *operator["others"]} == set(OPS[name].backends)
     with use_backend(long_conv="reference"):
-        assert diagnosis.operator_backends()["long_conv"] == {"takes": "reference", "others": {"fft": None}}
+        others = {"fft": None, "native": native.MISSING}
+        assert diagnosis.operator_backends()["long_conv"] == {"takes": "reference", "others": others}
 
 
 def test_every_dependency_is_looked_for() -> None:
@@ -70,6 +71,9 @@ GOOD = {
     "memory": 8 << 30,
     "mkl": True,
     "gpu": None,
+    "kernels": "avx2",
+    "kernels_missing": None,
+    "kernels_best": "avx2",
     "instructions": ["avx2", "amx_bf16"],
     "nvidia_device": False,
     "cuda_build": None,
@@ -82,6 +86,8 @@ GOOD = {
         ({"threads": 8}, "OMP_NUM_THREADS=2"),
         ({"memory": 2 << 30}, "task.batch_size"),
         ({"mkl": False}, "MKL"),
+        ({"kernels": None, "kernels_missing": "there are no C++ kernels"}, "2 to 4 times as long"),
+        ({"kernels": "baseline"}, "not built for avx2"),
         ({"instructions": ["avx2"]}, "bfloat16"),
         ({"nvidia_device": True}, "built for the CPU only"),
         ({"nvidia_device": True, "cuda_build": "12.8"}, "built for CUDA 12.8"),

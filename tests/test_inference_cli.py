@@ -206,8 +206,14 @@ def test_a_reader_that_has_enough_is_no_mistake(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_every_example_runs(example: Path, trained: Path, capsys, monkeypatch) -> None:
-    """Those that need a trained run take it as their first argument."""
-    monkeypatch.setattr("sys.argv", [str(example), str(trained / "run"), "1 times", "x"])
-    runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out.count("\n") >= 4
+def test_every_example_runs(example: Path, trained: Path, capsys, monkeypatch, tmp_path) -> None:
+    """Those that need a trained run take it as their first argument, or as `--run`."""
+    book = ["--bytes", "2500", "--out", str(tmp_path / "book.png")]
+    from_nothing = ["--data", str(trained / "text"), "--minutes", "0.01", "--context", "100"]
+    calls = {"whole_book.py": [["--run", str(trained / "run"), *book], [*from_nothing, *book]]}
+    monkeypatch.setenv("LONGREACH_CACHE", str(tmp_path))
+    for arguments in calls.get(example.name, [[str(trained / "run"), "1 times", "x"]]):
+        monkeypatch.setattr("sys.argv", [str(example), *arguments])
+        runpy.run_path(str(example), run_name="__main__")
+        assert capsys.readouterr().out.count("\n") >= 4
+    assert (example.name == "whole_book.py") == (tmp_path / "book.png").exists()

@@ -119,11 +119,14 @@ def test_kernel_gradients_agree(backend: str, blocked: bool, monkeypatch: pytest
         equal(a, e)
 
 
-def test_large_matrices_go_to_the_frequency_domain() -> None:
+@pytest.mark.parametrize("missing", [None, "not built"])
+def test_large_matrices_go_to_the_frequency_domain(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longreach.ops.dplr.MISSING", missing)
     explain = ops.dplr_kernel.explain
-    assert explain(stable_system(1, 32), 1024)["doubling"] is None
+    assert (explain(stable_system(1, 32), 1024)["doubling"] is None) == (missing is not None)
+    assert explain(stable_system(1, 32), 4096)["doubling"] is None
     assert "powers of so large a matrix" in str(explain(stable_system(1, 256), 1024)["doubling"])
-    assert ops.dplr_kernel.choose(stable_system(1, 256), 64 * 1024) == "doubling"
+    assert ops.dplr_kernel.choose(stable_system(1, 256), 512 * 1024) == "doubling"
 
 
 def test_dplr_refuses_shapes_that_do_not_fit() -> None:

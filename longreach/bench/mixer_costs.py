@@ -2,13 +2,11 @@
 
 Each mixer is measured in a process of its own, from the shortest length up, so that one that runs out of memory or time
 costs its own longer lengths and nothing else.  Times are medians of several runs.  Memory is what a run needs beyond
-the mixer and its input: on a GPU as torch counts it; on Linux the growth of the resident set at its highest point;
-elsewhere it is not measured.
+the mixer and its input (longreach.bench.memory).
 
 Axes: b batch, l length, d model width.
 """
 
-import ctypes
 import inspect
 import multiprocessing
 import statistics
@@ -16,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from longreach import mixers
+from longreach.bench.memory import peak_bytes
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
 
@@ -36,7 +34,6 @@ PATIENCE = 4
 """A process that is silent for this many times the limit is stopped."""
 NEEDED = {"n_heads": 4}
 """Values for arguments that have no default, apart from `max_length`, which gets the length that is measured."""
-HIGH_WATER, RESIDENT = "VmHWM", "VmRSS"
 
 
 @dataclass(frozen=True)
@@ -171,8 +168,8 @@ def _measure(name: str, length: int, options: CostOptions) -> MixerCost:
         short = x[:, :WARM_UP_LENGTH].clone()
         for run in (forward, train):
             run(short)
-        forward_bytes, forward_seconds = _peak(lambda: forward(x), device), _time(lambda: forward(x), device)
-        training_bytes, training_seconds = _peak(lambda: train(x), device), _time(lambda: train(x), device)
+        forward_bytes, forward_seconds = peak_bytes(lambda: forward(x), device), _time(lambda: forward(x), device)
+        training_bytes, training_seconds = peak_bytes(lambda: train(x), device), _time(lambda: train(x), device)
     except (InputError, RuntimeError, MemoryError) as error:
         return MixerCost(name, length, note=str(error).splitlines()[0])
     return MixerCost(name, length, forward_seconds, forward_bytes, training_seconds, training_bytes)
@@ -190,26 +187,3 @@ def _time(run: Callable[[], None], device: str) -> float:
         if seconds[-1] > LONG_RUN:
             break
     return statistics.median(seconds)
-
-
-def _peak(run: Callable[[], None], device: str) -> int | None:
-    """The bytes that a run needs at once beyond what there was before it."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    status = Path("/proc/self/status")
-    if not status.exists():
-        run()
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not hide what is needed now
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the high-water mark
-    before = _memory(status, RESIDENT)
-    run()
-    return _memory(status, HIGH_WATER) - before
-
-
-def _memory(status: Path, name: str) -> int:
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""`longreach bench WHAT`: what the systems cost on this machine."""
+"""`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
 from collections.abc import Sequence
@@ -9,64 +9,108 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from longreach.bench import CostOptions, MixerCost, cost_tables, measure_mixers, mixer_names, write_csv, write_plot
+from longreach import bench
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
 from longreach.training.run_folder import machine
 
 LENGTHS = [1 << exponent for exponent in range(10, 17)]
+MIXERS_HELP = "Time and peak memory of every mixer against length."
+OPERATORS_HELP = "Time, memory and error of every operator beside plain torch, in one process."
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What to measure, where to write, and the fields of CostOptions."""
-    parser.add_argument("what", choices=["mixers"], help="mixers: time and peak memory of every mixer against length.")
-    parser.add_argument("--mixers", nargs="+", type=str, help="Class names of the mixers; by default all.")
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="Lengths of the sequences.")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="Also write NAME.csv, NAME.png and NAME.json (options and machine), for example results/mixers.",
-    )
-    add_options(parser, CostOptions, {})
+    """What to measure and where to write, with options of their own for mixers and for operators."""
+    subcommands = parser.add_subcommands(required=True, dest="what", title="what to measure")
+    mixers = _like(parser, MIXERS_HELP)
+    subcommands.add_subcommand("mixers", mixers, help=MIXERS_HELP)
+    mixers.add_argument("--mixers", nargs="+", type=str, help="Class names of the mixers; by default all.")
+    mixers.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="Lengths of the sequences.")
+    _add_out(mixers, "NAME.csv, NAME.png and NAME.json (options and machine)", "mixers")
+    add_options(mixers, bench.CostOptions, {})
+    operators = _like(parser, OPERATORS_HELP)
+    subcommands.add_subcommand("ops", operators, help=OPERATORS_HELP)
+    operators.add_argument("--operators", nargs="+", type=str, help="Names of the operators; by default all.")
+    _add_out(operators, "NAME.json (every round, options and machine) and NAME.png", "ops")
+    lists = {"threads": {"nargs": "+", "type": int}, "quick": {"action": "store_true"}}
+    add_options(operators, bench.OperatorOptions, lists)
+
+
+def _like(parser: ArgumentParser, description: str) -> ArgumentParser:
+    """A parser that answers as the one above it does."""
+    formatter = parser.formatter_class
+    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=formatter)
+
+
+def _add_out(parser: ArgumentParser, files: str, example: str) -> None:
+    parser.add_argument("--out", type=Path, help=f"Also write {files}, for example results/{example}.")
 
 
 def run(parsed: Namespace) -> int:
     """Measure, print, write."""
-    options = build_options(parsed, CostOptions)
-    names = parsed.mixers or mixer_names()
-    costs = _measure(names, parsed.lengths, options)
     console = Console(highlight=False, markup=False)
-    console.print(cost_tables(costs))
-    if parsed.out:
-        for path in write_files(parsed.out, costs, options):
-            console.print(f"written: {path}", soft_wrap=True)
+    chosen = parsed[parsed.what]
+    written = _run_mixers(chosen, console) if parsed.what == "mixers" else _run_operators(chosen, console)
+    for path in written:
+        console.print(f"written: {path}", soft_wrap=True)
     return 0
 
 
-def _measure(names: Sequence[str], lengths: Sequence[int], options: CostOptions) -> list[MixerCost]:
-    """With a progress bar on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
+    options = build_options(parsed, bench.CostOptions)
+    names = parsed.mixers or bench.mixer_names()
     costs = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=len(names) * len(set(lengths)))
-        for cost in measure_mixers(names, lengths, options):
+    with _progress() as progress:
+        task = progress.add_task("measuring", total=len(names) * len(set(parsed.lengths)))
+        for cost in bench.measure_mixers(names, parsed.lengths, options):
             costs.append(cost)
             progress.update(task, advance=1, description=f"{cost.mixer} at {cost.length:,}")
-    return costs
+    console.print(bench.cost_tables(costs))
+    return write_files(parsed.out, costs, options) if parsed.out else []
 
 
-def write_files(out: Path, costs: Sequence[MixerCost], options: CostOptions) -> list[Path]:
-    """The numbers as CSV, the plot, and what they were measured with."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table, plot, about = (out.with_name(f"{out.name}.{suffix}") for suffix in ("csv", "png", "json"))
+def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
+    options = build_options(parsed, bench.OperatorOptions)
+    cases = bench.select_cases(bench.operator_cases(), parsed.operators, options)
+    costs = []
+    with _progress() as progress:
+        task = progress.add_task("measuring", total=sum(len(case.lengths) for case in cases))
+        for cost in bench.measure_operators(cases, options):
+            costs.append(cost)
+            found = {(each.operator, each.case, each.length) for each in costs}
+            progress.update(task, completed=len(found), description=f"{cost.operator} at {cost.length:,}")
+    console.print(bench.operator_table(costs))
+    if not parsed.out:
+        return []
+    table, plot = _paths(parsed.out, "json", "png")
     found = machine()
-    write_csv(table, costs)
+    bench.write_json(table, costs, {"options": vars(options), "machine": found})
+    bench.write_operator_plot(plot, costs, f"{found['processor']}, torch {torch.__version__}")
+    return [table, plot]
+
+
+def _progress() -> Progress:
+    """A bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _paths(out: Path, *suffixes: str) -> list[Path]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return [out.with_name(f"{out.name}.{suffix}") for suffix in suffixes]
+
+
+def write_files(out: Path, costs: Sequence[bench.MixerCost], options: bench.CostOptions) -> list[Path]:
+    """The numbers as CSV, the plot, and what they were measured with."""
+    table, plot, about = _paths(out, "csv", "png", "json")
+    found = machine()
+    bench.write_csv(table, costs)
     threads = options.threads or torch.get_num_threads()
     where = found["gpu"] or f"{found['processor']}, {threads} threads"
-    write_plot(plot, costs, f"batch {options.batch_size}, width {options.d_model}, {where}")
+    bench.write_plot(plot, costs, f"batch {options.batch_size}, width {options.d_model}, {where}")
     about.write_text(json.dumps({"options": vars(options), "machine": found}, indent=1) + "\n")
     return [table, plot, about]
 
 
-COMMAND = Command("Measure time and memory of every mixer against length.", add_arguments, run)
+COMMAND = Command("Measure what mixers and operators cost on this machine.", add_arguments, run)

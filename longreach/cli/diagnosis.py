@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 import longreach.models  # noqa: F401 (makes every operator known)
-from longreach.ops import OPS, ModalSystem
+from longreach.ops import OPS, ModalSystem, native
 from longreach.training.run_folder import machine
 
 EXTRAS = {
@@ -31,6 +31,11 @@ WIDTH, LENGTH, HEADS, STATE, VOCABULARY = 256, 8192, 4, 16, 512
 """Sizes of the typical calls."""
 
 LITTLE_MEMORY = 4 << 30
+
+WITHOUT_KERNELS = (
+    "long convolutions, scans and kernels of state spaces run on torch alone and take 2 to 4 times as long"
+)
+"""What it costs to have none; measured in docs/performance.md."""
 
 
 class Diagnosis(NamedTuple):
@@ -71,6 +76,9 @@ def describe_machine() -> dict[str, Any]:
         "memory": _memory(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "kernels": native.INSTRUCTIONS,
+        "kernels_missing": native.MISSING,
+        "kernels_best": native.instruction_sets()[0],
         "mkl": torch.backends.mkl.is_available(),
         "mkldnn": torch.backends.mkldnn.is_available(),
         "cuda_build": torch.version.cuda,
@@ -195,6 +203,7 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     ),
     "relative_attention": _relative_attention_call,
     "short_conv": lambda device: (_signal(device), torch.zeros(WIDTH, 4, device=device, requires_grad=True)),
+    "transposed": lambda device: (_signal(device),),
     "vandermonde": lambda device: (_ratio(device), _ratio(device), LENGTH),
     "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),
     "wkv": _wkv_call,
@@ -224,6 +233,13 @@ def _machine_advice(found: dict[str, Any]) -> list[str]:
     if found["memory"] is not None and found["memory"] < LITTLE_MEMORY:
         advice.append(
             "less than 4 GiB of memory: lower task.batch_size, or task.context, or set recompute in the backbone"
+        )
+    if found["kernels_missing"]:
+        advice.append(f"{found['kernels_missing']}, so {WITHOUT_KERNELS}: {native.REMEDY}")
+    elif found["kernels"] != found["kernels_best"]:
+        advice.append(
+            f"the C++ kernels are not built for {found['kernels_best']}, which this processor has, and those for "
+            f"{found['kernels']} take up to three times as long: {native.REMEDY}"
         )
     if not found["mkl"] and not found["gpu"]:
         advice.append("torch is built without MKL: Fourier transforms, and with them long convolutions, are slower")

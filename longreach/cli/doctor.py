@@ -44,6 +44,7 @@ def _machine(found: Diagnosis) -> Table:
         ("cores", f"{about['cores']}, of which {about['cores_allowed']} may be used, by {about['threads']} threads"),
         ("memory", memory),
         ("instructions", f"{', '.join(about['instructions']) or 'unknown'}; torch uses {about['torch_kernels']}"),
+        ("C++ kernels", f"compiled for {about['kernels']}" if about["kernels"] else "none"),
         ("libraries", ", ".join(libraries) or "none"),
         ("GPU", about["gpu"] or "none"),
     ]:

@@ -70,8 +70,8 @@ def make_parser() -> ArgumentParser:
     subcommands = parser.add_subcommands(required=True, title="commands")
     for name, command in COMMANDS.items():
         subparser = _parser(command.help)
-        command.add_arguments(subparser)
         subcommands.add_subcommand(name, subparser, help=command.help)
+        command.add_arguments(subparser)
     return parser
 
 

@@ -91,8 +91,9 @@ class BiGS(SequenceMixer[tuple]):
         if mask is not None:
             padding = ~mask[..., None]
             u, w = u.masked_fill(padding, 0), w.masked_fill(padding, 0)
-        f = self.leave_forward(convolve(u.mT, forwards, self.D[:1]).mT)
-        b = self.leave_backward(convolve(w.mT.flip(-1), backwards, self.D[1:]).flip(-1).mT)
+        u, w = ops.transposed(u), ops.transposed(w.flip(1))
+        f = self.leave_forward(ops.transposed(convolve(u, forwards, self.D[:1])))
+        b = self.leave_backward(ops.transposed(convolve(w, backwards, self.D[1:])).flip(1))
         return self.out(self._act(self.gate(f * b)) * self._act(self.wide(x)))
 
     def kernels(self, length: int) -> Float[Tensor, "2 {length}"]:

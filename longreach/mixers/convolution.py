@@ -26,6 +26,7 @@ from longreach.ops.online_conv import (
     online_conv_prefill,
     refuse_late_padding,
 )
+from longreach.ops.transposed import transposed
 
 
 class Convolution(SequenceMixer[OnlineConvState]):
@@ -48,7 +49,8 @@ class Convolution(SequenceMixer[OnlineConvState]):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         past, *future = self.kernels(min(x.shape[1], self.taps))
-        return long_conv(x.mT, past, reverse_kernel=future[0] if future else None, skip=self.skip).mT
+        u = transposed(x)
+        return transposed(long_conv(u, past, reverse_kernel=future[0] if future else None, skip=self.skip))
 
     def init_state(self, batch_size: int) -> OnlineConvState:
         """Nothing has been read."""

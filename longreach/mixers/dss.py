@@ -180,7 +180,9 @@ class DSS(SequenceMixer[DSSState]):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         past, *future = self.kernels(x.shape[1])
-        return ops.long_conv(x.mT, past, reverse_kernel=future[0] if future else None, skip=self.D).mT
+        u = ops.transposed(x)
+        y = ops.long_conv(u, past, reverse_kernel=future[0] if future else None, skip=self.D)
+        return ops.transposed(y)
 
     def init_state(self, batch_size: int) -> DSSState:
         """A system at rest."""

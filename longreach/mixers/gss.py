@@ -95,9 +95,10 @@ class GSS(SequenceMixer[GSSState]):
         v = self._enter(x)
         if mask is not None:
             v = v.masked_fill(~mask[..., None], 0)
-        u = v.mT if self.causal else v.mT.flip(-1)
+        u = ops.transposed(v if self.causal else v.flip(1))
         y = ops.long_conv(u, ops.modal_kernel(self._system(), x.shape[1]), skip=self.D)
-        return self._leave(x, (y if self.causal else y.flip(-1)).mT)
+        y = ops.transposed(y)
+        return self._leave(x, y if self.causal else y.flip(1))
 
     def init_state(self, batch_size: int) -> GSSState:
         """A system at rest."""

@@ -29,6 +29,10 @@ from torch import Tensor, nn
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint
 from longreach.mixers.kernel_network import KernelOptions, make_network
+from longreach.ops.piecewise import piecewise
+
+PIECE = 2**15
+"""Longer filters are drawn so many taps at a time, and again for the gradient: a network keeps 7 w numbers of each."""
 
 _SIZE = 6**-0.5
 """Of the taps that another network than Hyena's draws at the start: that of Hyena's, about."""
@@ -155,19 +159,17 @@ class ImplicitFilter(nn.Module):
         }
 
     def forward(self, count: int) -> Float[Tensor, "o d {count}"]:
-        """The first `count` taps, in float32 or wider, O(count (w^2 + w c))."""
-        self._check(count)
+        """The first `count` taps, in float32 or wider, O(count (w^2 + w c)); memory O(count (e + c))."""
         if self.options.network != "hyena":
-            return self._shape(count, partial(self._draw, self.network))
-        return self._shape(count, partial(self._sines, self.weights, self.biases, self.output))
+            return self._taps(count, self.network)
+        return self._taps(count, partial(self._sines, self.weights, self.biases, self.output))
 
     def future(self, count: int) -> Float[Tensor, "o d {count}"]:
         """The same of the taps that look into the future, from the next position on; of a two-sided filter only."""
-        self._check(count)
         if self.options.network != "hyena":
-            return self._shape(count, partial(self._draw, self.future_network))
+            return self._taps(count, self.future_network)
         network = self.future_weights, self.future_biases, self.future_output
-        return self._shape(count, partial(self._sines, *network))
+        return self._taps(count, partial(self._sines, *network))
 
     def refuse_longer(self, length: int, mixer: str) -> None:
         """Raise InputError if there are fewer taps than positions; `mixer` is the name of whose filter this is."""
@@ -177,36 +179,42 @@ class ImplicitFilter(nn.Module):
                 f"max_length={self.length} taps; build and train it with a larger max_length, or read less"
             )
 
-    def _check(self, count: int) -> None:
+    def _taps(self, count: int, draw: Callable[[Tensor], Tensor]) -> Float[Tensor, "o d {count}"]:
+        """What a network draws, modulated and normalised, without autocast; long filters in pieces."""
         if count > self.length:
             raise InputError(f"the filter has {self.length} taps, not {count}; build it with length={count} or more")
+        parameter = next(self.parameters())
+        if self.options.network == "hyena":
+            places = self.features[:count]
+        else:  # positions run from 1 to -1
+            position = torch.arange(count, dtype=torch.float64, device=parameter.device)
+            places = (1 - 2 / max(self.length - 1, 1) * position).to(parameter.dtype)
+        time = torch.arange(count, device=parameter.device)
+        with torch.autocast(parameter.device.type, enabled=False):
+            shape, parameters = partial(self._shape, draw), list(self.parameters())
+            taps = piecewise(shape, [places, time], parameters, PIECE, cut=0)
+        return taps.unflatten(0, (self.n_filters, -1))
 
-    def _sines(self, weights: nn.ParameterList, biases: nn.ParameterList, output: Tensor, count: int) -> Tensor:
-        """Hyena's network at the first positions, (c, n)."""
-        s = self.features[:count]
+    def _shape(self, draw: Callable[[Tensor], Tensor], places: Tensor, time: Tensor) -> Tensor:
+        """What a network draws from its inputs at some places, modulated and normalised, (c, n)."""
+        taps = draw(places)
+        if self.options.modulate:
+            taps = taps * self._window(time)
+        return taps / taps.abs().sum(0) if self.options.normalise else taps
+
+    def _sines(self, weights: nn.ParameterList, biases: nn.ParameterList, output: Tensor, features: Tensor) -> Tensor:
+        """Hyena's network, (c, n)."""
+        s = features
         for weight, bias in zip(weights, biases, strict=True):
             s = torch.addmm(self.frequency * bias, s, (self.frequency[:, None] * weight).mT).sin()
         return output @ s.mT
 
-    def _draw(self, network: nn.Module, count: int) -> Tensor:
-        """Another network at the first positions, which run from 1 to -1, (c, n)."""
-        parameter = next(network.parameters())
-        position = torch.arange(count, dtype=torch.float64, device=parameter.device) * (-2 / max(self.length - 1, 1))
-        return network((1 + position).to(parameter.dtype))
-
-    def _shape(self, count: int, draw: Callable[[int], Tensor]) -> Float[Tensor, "o d {count}"]:
-        """What a network draws, modulated and normalised, without autocast."""
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            taps = draw(count)  # (c, n)
-            if self.options.modulate:
-                taps = taps * self.window(count)
-            if self.options.normalise:
-                taps = taps / taps.abs().sum(0)
-            return taps.unflatten(0, (self.n_filters, -1))
-
     def window(self, count: int) -> Float[Tensor, "c {count}"]:
-        """exp(-t |decay|) + shift."""
-        time = torch.arange(count, device=self.decay.device, dtype=self.decay.dtype) / max(self.length - 1, 1)
+        """exp(-t |decay|) + shift at the first positions."""
+        return self._window(torch.arange(count, device=self.decay.device))
+
+    def _window(self, position: Tensor) -> Tensor:
+        time = position.to(self.decay.dtype) / max(self.length - 1, 1)
         window = (-self.decay.abs()[:, None] * time).exp()
         return window + self.options.shift if self.options.shift else window
 

@@ -103,12 +103,12 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         """Scan the sequence, O(order d n l) time; of all modes no more are held than of a stretch of positions."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        u, (past, *future) = x.mT.to(self.D.dtype), self._systems()
+        u, (past, *future) = ops.transposed(x).to(self.D.dtype), self._systems()
         y, _ = ops.liquid_scan(u, self._rest(len(x)), past, full=self.order is None)
         for system in future:
             z, _ = ops.liquid_scan(u.flip(-1), self._rest(len(x)), system, full=self.order is None)
             y = y + pad(z.flip(-1)[..., 1:], (0, 1))
-        return (y + self.D[:, None] * u).mT.to(x.dtype)
+        return ops.transposed(y + self.D[:, None] * u).to(x.dtype)
 
     def init_state(self, batch_size: int) -> LiquidS4State:
         """A system at rest."""

@@ -61,10 +61,10 @@ class MovingAverage(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Convolve with the taps, O(d l log l)."""
-        u = (x if mask is None else x.masked_fill(~mask[..., None], 0)).mT
+        u = ops.transposed(x if mask is None else x.masked_fill(~mask[..., None], 0))
         past, *future = self.kernels(x.shape[1])
         y = ops.long_conv(u, past, reverse_kernel=future[0] if future else None, reverse_lag=0)
-        return self._finish(x, y.mT)
+        return self._finish(x, ops.transposed(y))
 
     def kernels(self, length: int) -> Float[Tensor, "r d k"]:
         """The taps, past first, `length` of them or as many as there are; memory O(d n sqrt(length))."""

@@ -156,7 +156,7 @@ class S4D(SequenceMixer[S4DState]):
         """Convolve with the impulse responses, O(d l log l)."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        return self._convolve(x.mT).mT
+        return ops.transposed(self._convolve(ops.transposed(x)))
 
     def _convolve(self, u: Float[Tensor, "b d l"]) -> Float[Tensor, "b d l"]:
         past, *future = self.kernels(u.shape[-1])

@@ -21,6 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer, State
 from longreach.mixers.norms import Norm, apply_norm, make_norm
+from longreach.ops.piecewise import piecewise
+
+PIECE = 2**14
+"""Longer sequences pass the channel mixers so many positions at a time where nothing has to be kept of them."""
 
 MixerFactory = Callable[[int], SequenceMixer]
 """Builds a mixer of the given width."""
@@ -43,6 +47,7 @@ class Block(nn.Module):
         norm: Norm = "layer",
         norm_position: NormPosition = "pre",
         dropout: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.mixer = mixer
@@ -52,6 +57,7 @@ class Block(nn.Module):
         self.norm = make_norm(norm, mixer.d_model) if outside else nn.Identity()
         self.channel_norm = make_norm(norm, mixer.d_model) if layout == "split" else None
         self.dropout = nn.Dropout(dropout)
+        self.recompute, self.by_position = recompute, norm != "batch"
 
     def forward(
         self,
@@ -62,12 +68,23 @@ class Block(nn.Module):
         """The layer with `mix` as its sequence mixing, so that one definition serves all three views."""
         y, state = mix(apply_norm(self.norm, x, mask) if self.pre else x)
         if self.channel_norm is None:
-            y = self.channel_mixer(y)
+            y = self._in_pieces(self.channel_mixer, y, self.channel_mixer)
         x = self._add(x, y, self.norm, mask)
         if self.channel_norm is not None:
-            y = self.channel_mixer(apply_norm(self.channel_norm, x, mask) if self.pre else x)
-            x = self._add(x, y, self.channel_norm, mask)
+            branch = partial(self._channel_branch, norm=self.channel_norm, mask=None if self.by_position else mask)
+            x = self._in_pieces(branch, x, self.channel_mixer, self.channel_norm)
         return x, state
+
+    def _channel_branch(self, x: Tensor, norm: nn.Module, mask: Tensor | None) -> Tensor:
+        """The second branch of the split layout and its residual connection."""
+        y = self.channel_mixer(apply_norm(norm, x, mask) if self.pre else x)
+        return self._add(x, y, norm, mask)
+
+    def _in_pieces(self, function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
+        """A function of x and `modules` that treats every position by itself, in pieces if nothing has to be kept."""
+        if x.ndim < 3 or not self.by_position or (torch.is_grad_enabled() and not self.recompute):
+            return function(x)
+        return piecewise(function, [x], [p for module in modules for p in module.parameters()], PIECE)
 
     def _add(self, x: Tensor, branch: Tensor, norm: nn.Module, mask: Tensor | None) -> Tensor:
         x = x + self.dropout(branch)
@@ -96,6 +113,7 @@ class Backbone(SequenceMixer[BackboneState]):
         final_norm: normalise what leaves the last block, where blocks normalise their input.
         recompute: keep only the input of every block for the backward pass and compute the rest again, which
             divides the memory of training by about the number of tensors in a block and costs one more forward pass.
+            Sequences of more than PIECE positions pass the channel mixers in pieces, which costs these another one.
     """
 
     def __init__(
@@ -122,6 +140,7 @@ class Backbone(SequenceMixer[BackboneState]):
                 norm=norm,
                 norm_position=norm_position,
                 dropout=dropout,
+                recompute=recompute,
             )
             for i in range(n_layers)
         ]

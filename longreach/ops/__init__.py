@@ -44,6 +44,7 @@ from longreach.ops.rotary import rotary
 from longreach.ops.short_conv import short_conv, short_conv_tail
 from longreach.ops.structured_projection import project_butterfly, project_monarch
 from longreach.ops.token_shift import token_shift
+from longreach.ops.transposed import transposed
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
 from longreach.ops.wkv import WKVState, init_wkv, wkv
@@ -117,6 +118,7 @@ __all__ = [
     "toeplitz_transform",
     "token_shift",
     "transpose_twiddle",
+    "transposed",
     "unitary_twiddle",
     "use_backend",
     "vandermonde",

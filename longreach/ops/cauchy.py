@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.cauchy_native import DTYPES, native_cauchy
+from longreach.ops.native import MISSING
 
 BLOCK_ELEMENTS = 1 << 21
 """Entries of the Cauchy matrix that exist at the same time: 32 MiB in complex128."""
@@ -59,3 +61,20 @@ def _pairs(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     coefficients = torch.cat([alpha, beta], dim=1).to(w.dtype)  # (d, 2 rows, n)
     numerator, rest = (coefficients @ inverse).chunk(2, dim=1)
     return (z * numerator - rest).transpose(0, 1).reshape(shape)
+
+
+def _native_refuses(v: Tensor, z: Tensor, w: Tensor) -> str | None:
+    if w.device.type != "cpu":
+        return f"runs on the CPU, the input is on {w.device.type}"
+    if len({v.dtype, z.dtype, w.dtype}) > 1 or w.dtype not in DTYPES:
+        return f"takes one complex dtype; got {v.dtype}, {z.dtype} and {w.dtype}"
+    if z.requires_grad:
+        return "has no gradient for the points"
+    return MISSING
+
+
+@cauchy.backend("native", refuses=_native_refuses)
+def _native(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Every fraction in registers, for a few rows at a time; nothing is kept or computed again for rows alone."""
+    _check(v, z, w)
+    return native_cauchy(v, z, w)

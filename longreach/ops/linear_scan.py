@@ -18,6 +18,8 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.linear_scan_native import DTYPES, native_scan
+from longreach.ops.native import MISSING
 
 
 def _common(a: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +72,19 @@ def _blocked_yields(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
 def _blocked(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     """O(sqrt(l)) steps, each of them on all blocks at once; keeps nothing for the backward pass but a and h."""
     return _BlockedScan.apply(*_common(a, x, initial), False)
+
+
+def _native_refuses(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"runs on the CPU, the input is on {x.device.type}"
+    dtype = torch.promote_types(torch.promote_types(a.dtype, x.dtype), initial.dtype)
+    return MISSING if dtype in DTYPES else f"has no kernel for {dtype}"
+
+
+@linear_scan.backend("native", refuses=_native_refuses)
+def _native(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+    """One pass over the arguments and one over their adjoints, in compiled code."""
+    return native_scan(*_common(a, x, initial))
 
 
 class _BlockedScan(torch.autograd.Function):

@@ -20,6 +20,8 @@ from torch.nn.functional import pad
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.fft_conv import Plan, fft_conv, linear_plan
+from longreach.ops.long_conv_native import DTYPES, native_long_conv
+from longreach.ops.native import MISSING
 
 
 def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
@@ -112,6 +114,45 @@ def _fft(
         taps = taps + pad(future, (0, plan.size - future.shape[-1])).flip(-1).roll(1 - reverse_lag, -1)
     skip = None if skip is None else skip.to(wide)
     return fft_conv(u, taps, skip, gate_before, gate_after, plan)
+
+
+def _native_refuses(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> str | None:
+    if u.device.type != "cpu":
+        return f"runs on the CPU, the input is on {u.device.type}"
+    if period is not None:
+        return "convolves on a line, not on a circle"
+    wide = torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
+    return MISSING if wide in DTYPES else f"has no kernel for {wide}"
+
+
+@long_conv.backend("native", refuses=_native_refuses)
+def _native(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> Tensor:
+    """O(l log l) in compiled code, without padding, and with everything around the convolution fused."""
+    _check(u, (kernel, reverse_kernel, skip), (gate_before, gate_after), reverse_lag)
+    _check_period(period, u.shape[-1])
+    wide = torch.promote_types(u.dtype, torch.float32)
+    tensors = (u, kernel, reverse_kernel, skip, gate_before, gate_after)
+    return native_long_conv(*(None if x is None else x.to(wide) for x in tensors), reverse_lag).to(u.dtype)
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:

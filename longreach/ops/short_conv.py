@@ -14,7 +14,9 @@ from torch.nn.functional import conv1d, pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.native import MISSING
 from longreach.ops.short_conv_groups import short_conv_groups
+from longreach.ops.short_conv_native import DTYPES, native_short_conv
 
 FEW = 1 << 16
 """Below this many elements the cost of a call decides, and the sum of shifted inputs is called faster."""
@@ -77,6 +79,23 @@ def _groups(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor 
     if tail is not None:
         _check_tail(x, weight.shape[-1], tail)
     return short_conv_groups(x, weight, bias, tail)
+
+
+def _native_refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
+    if x.device.type != "cpu":
+        return f"runs on the CPU, the input is on {x.device.type}"
+    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    return MISSING if wide in DTYPES else f"has no kernel for {wide}"
+
+
+@short_conv.backend("native", refuses=_native_refuses)
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
+    """One pass in compiled code; in float32 or wider."""
+    if tail is not None:
+        _check_tail(x, weight.shape[-1], tail)
+    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    others = (None if other is None else other.to(wide) for other in (bias, tail))
+    return native_short_conv(x.to(wide), weight.to(wide), *others).to(x.dtype)
 
 
 def short_conv_tail(

@@ -23,6 +23,8 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.native import MISSING
+from longreach.ops.vandermonde_native import DTYPES, native_adjoint, native_sums
 
 
 def _exponentials(log_ratio: Tensor, length: int) -> Tensor:
@@ -80,6 +82,26 @@ def _blocked_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
         inner = newest_first @ torch.cat([powers.real, powers.imag], dim=-2).mT  # (..., d, coarse, 2n)
     inner = torch.complex(*inner.chunk(2, dim=-1))
     return (inner * _Powers.apply(log_ratio, coarse, fine).mT).sum(-2)
+
+
+def _native_refuses(values: Tensor, log_ratio: Tensor, length: int | None = None) -> str | None:
+    if values.device.type != "cpu":
+        return f"runs on the CPU, the input is on {values.device.type}"
+    return MISSING if log_ratio.dtype in DTYPES else f"has no kernel for {log_ratio.dtype}"
+
+
+@vandermonde.backend("native", refuses=_native_refuses)
+def _native(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
+    """The blocked products in compiled code, with the tables of a channel in the cache."""
+    _check(tuple(coefficient.shape[-2:]), log_ratio, length)
+    return native_sums(coefficient.to(log_ratio.dtype), log_ratio, length)
+
+
+@vandermonde_adjoint.backend("native", refuses=_native_refuses)
+def _native_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
+    """Its transpose."""
+    _check(tuple(u.shape[-2:-1]), log_ratio, u.shape[-1])
+    return native_adjoint(u.to(log_ratio.real.dtype), log_ratio)
 
 
 def _two_levels(length: int) -> tuple[int, int]:

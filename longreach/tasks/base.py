@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from longreach.mixers.base import State
+
 ModelFactory = Callable[[int], nn.Module]
 """Builds the model for a vocabulary (or number of input features) of the given size."""
 
@@ -72,6 +74,14 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum, not the mean, of the losses of all targets that count, in nats: a float32 scalar."""
+
+    def pieces(self, batch: Batch) -> list[Batch]:
+        """Consecutive pieces of a batch, through each of which gradients flow by themselves; usually one."""
+        return [batch]
+
+    def loss_after(self, model: nn.Module, piece: Batch, state: State | None) -> tuple[Tensor, State | None]:
+        """The loss of a piece and the state after it, given that after the piece before (None: this is the first)."""
+        return self.loss(model, piece), state
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:

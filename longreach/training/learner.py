@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from longreach.errors import InputError
+from longreach.mixers.base import State
 from longreach.tasks.base import Batch, Evaluation, Task
 from longreach.training import checkpoint
 from longreach.training.divergence import DivergenceError, first_fault
@@ -105,18 +106,21 @@ class Learner:
         """Leave the gradient in the parameters; returns this process's share of the loss."""
         share = 0.0
         for part, batch in parts.items():
-            exchange_gradients(self._applied, part == max(parts))
             torch.manual_seed(_seed(self.options.seed, step, part))
-            with self._autocast():
-                loss = self._applied(self._loss, batch) / tokens
-            # averaging over the processes divides by their number
-            (loss * self.processes.count).backward()
-            share += loss.item()
+            state, pieces = None, self.task.pieces(batch)
+            for number, piece in enumerate(pieces, start=1):
+                exchange_gradients(self._applied, part == max(parts) and number == len(pieces))
+                with self._autocast():
+                    loss, state = self._applied(self._loss, piece, state)
+                    loss = loss / tokens
+                # averaging over the processes divides by their number
+                (loss * self.processes.count).backward()
+                share += loss.item()
         return share
 
-    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _loss(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Tensor, State | None]:
         device = self.processes.device
-        return self.task.loss(model, Batch(batch.inputs.to(device), batch.targets.to(device)))
+        return self.task.loss_after(model, Batch(batch.inputs.to(device), batch.targets.to(device)), state)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.options.precision == "bfloat16"

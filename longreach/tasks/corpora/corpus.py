@@ -21,6 +21,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from longreach.errors import InputError
+from longreach.mixers.base import State, map_state
 from longreach.tasks.base import Batch, Curve, Evaluation, ModelFactory, Task
 from longreach.tasks.corpora.build import CorpusPlan
 from longreach.tasks.corpora.cache import TokenCache, default_cache, open_or_build
@@ -54,6 +55,8 @@ class _Predictor(Protocol):
 
     max_length: int | None
     token_losses: Callable[[Tensor, Tensor], Tensor]
+    init_state: Callable[[int], State]
+    score: Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
 
 
 class Corpus(Task):
@@ -71,6 +74,9 @@ class Corpus(Task):
         reading: How the files are read, and where their tokens are kept.
         curriculum: Stages with shorter contexts to begin with.
         evaluation_tokens: About how many held-out tokens an evaluation reads, spread evenly; null for all of them.
+        truncation: Read the context in pieces of so many tokens, carrying the model's state from each to the next, and
+            let gradients flow within a piece only (truncated back-propagation through time).  The loss is that of the
+            whole context, what is learned of it reaches as far as a piece; the memory is that of a piece and a state.
     """
 
     objective = "bits_per_byte"
@@ -86,8 +92,13 @@ class Corpus(Task):
         reading: Reading = DEFAULT_READING,
         curriculum: list[Stage] | None = None,
         evaluation_tokens: int | None = None,
+        truncation: int | None = None,
     ) -> None:
         check_sizes(context, batch_size, curriculum or [])
+        if truncation is not None and truncation < 1:
+            raise InputError(
+                f"truncation = {truncation} must be at least 1, or null for gradients over all the context"
+            )
         if evaluation_tokens is not None and evaluation_tokens < 1:
             raise InputError(f"evaluation_tokens = {evaluation_tokens} must be at least 1, or null for all")
         self.reading = reading
@@ -96,7 +107,7 @@ class Corpus(Task):
         self.batch_size = batch_size
         self.seed = seed
         self.curriculum = curriculum or []
-        self.evaluation_tokens = evaluation_tokens
+        self.evaluation_tokens, self.truncation = evaluation_tokens, truncation
         self._prepared: _Prepared | None = None
 
     def prepare(self) -> None:
@@ -128,6 +139,8 @@ class Corpus(Task):
             raise InputError(f"a corpus trains language models; {name} has no token_losses: wrap it in a LanguageModel")
         if not getattr(built, "causal", True):
             raise InputError(f"{name} is not causal: it would read the tokens that it is to predict; use causal mixers")
+        if self.truncation is not None and not hasattr(built, "score"):
+            raise InputError(f"truncation = {self.truncation} carries a state, but {name} has no score; set it to null")
         self.require_context(built)
         return built
 
@@ -152,6 +165,20 @@ class Corpus(Task):
         """The sum of the targets' losses in nats."""
         return cast(_Predictor, model).token_losses(batch.inputs, batch.targets).float().sum()
 
+    def pieces(self, batch: Batch) -> list[Batch]:
+        """The batch, or its pieces of `truncation` tokens."""
+        length = self.truncation or self.context
+        return [
+            Batch(*both) for both in zip(batch.inputs.split(length, 1), batch.targets.split(length, 1), strict=True)
+        ]
+
+    def loss_after(self, model: nn.Module, piece: Batch, state: State | None) -> tuple[Tensor, State | None]:
+        """The sum of a piece's losses, given the state after the piece before; no gradient flows through the state."""
+        if self.truncation is None:
+            return self.loss(model, piece), None
+        losses, state = _score(model, piece, state)
+        return losses.float().sum(), map_state(Tensor.detach, state)
+
     def describe_loss(self, loss: float) -> dict[str, float]:
         """Bits per token, and per byte at the average of the training text."""
         train = self.cache.parts["train"]
@@ -167,11 +194,21 @@ class Corpus(Task):
         try:
             with torch.no_grad():
                 for batch in self.evaluation_batches():
-                    losses = cast(_Predictor, model).token_losses(batch.inputs.to(device), batch.targets.to(device))
+                    losses = self._losses(model, Batch(batch.inputs.to(device), batch.targets.to(device)))
                     tally.add(batch.targets, losses)
         finally:
             model.train(was_training)
         return tally.result()
+
+    def _losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The losses of all targets, read at once or in pieces as in training."""
+        if self.truncation is None:
+            return cast(_Predictor, model).token_losses(batch.inputs, batch.targets)
+        losses, state = [], None
+        for piece in self.pieces(batch):
+            of_piece, state = _score(model, piece, state)
+            losses.append(of_piece)
+        return torch.cat(losses, dim=1)
 
     def held_out(self) -> Iterator[HeldOutDocument]:
         """The documents of the test part (of the validation part where there is no test part), one by one."""
@@ -201,6 +238,13 @@ class Corpus(Task):
             rows = [part.tokens[w * self.context : (w + 1) * self.context + 1] for w in group]
             windows = torch.from_numpy(np.stack(rows).astype(np.int64))
             yield Batch(windows[:, :-1], windows[:, 1:])
+
+
+def _score(model: nn.Module, piece: Batch, state: State | None) -> tuple[Tensor, State]:
+    """The losses of a piece's targets after what came before, and the state after them."""
+    predictor = cast(_Predictor, model)
+    state = predictor.init_state(len(piece.inputs)) if state is None else state
+    return predictor.score(piece.inputs, piece.targets, state)
 
 
 class _Tally:

@@ -75,6 +75,11 @@ class MaskedCorpus(Task):
     objective = "masked_loss"
 
     def __init__(self, corpus: Corpus, masking: Masking = Masking()) -> None:
+        if corpus.truncation is not None:
+            raise InputError(
+                f"truncation = {corpus.truncation} carries a state forward, but a masked text is read both ways; "
+                "set it to null"
+            )
         self.corpus = corpus
         self.masking = masking
 

@@ -1,0 +1,280 @@
+"""What `longreach bench ops` measures: operators, their inputs, and what they are compared with.
+
+Axes: b batch, d channels, l length, n modes, h heads.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from longreach import ops
+from longreach.bench import baselines
+from longreach.bench.mixer_costs import build_mixer, mixer_names
+from longreach.errors import InputError
+from longreach.mixers import SequenceMixer
+from longreach.ops import OPS, use_backend
+
+LONG = 1 << 14
+"""Above this length inputs are four times as large, so that there are channels for every thread."""
+CHANNELS, MODES, WIDTH = 256, 32, 64
+"""Of most cases: channels; modes of a channel, one of each conjugate pair; features of a head."""
+FEW_CHANNELS = 64
+"""Where a baseline keeps every power of every mode in memory."""
+OUR_TORCH = "our torch form"
+ALL = (256, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
+MIDDLE = (1 << 10, 1 << 12, 1 << 14)
+
+Inputs = Callable[[int, int], list[Any]]
+
+
+class OperatorCase(NamedTuple):
+    """One operator on one kind of input; `inputs(length, elements)` makes it, with about so many numbers."""
+
+    operator: str
+    name: str
+    lengths: tuple[int, ...]
+    inputs: Inputs
+    ours: Callable[..., Tensor]
+    baselines: dict[str, Callable[..., Tensor]]
+
+
+@contextmanager
+def on_torch() -> Iterator[None]:
+    """Inside the block no compiled kernel of ours is used: every operator that has one takes what comes before it."""
+    with use_backend(**{name: _before_native(op.backends) for name, op in OPS.items() if "native" in op.backends}):
+        yield
+
+
+def _before_native(backends: dict[str, Any]) -> str:
+    names = list(backends)
+    return names[names.index("native") - 1]
+
+
+def _on_torch(ours: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*inputs: Any) -> Tensor:
+        with on_torch():
+            return ours(*inputs)
+
+    return run
+
+
+def operator_cases() -> list[OperatorCase]:
+    """All of them; those of `step` are made when they are asked for, because each holds a mixer."""
+    return [
+        *_long_convolutions(),
+        *_short_convolutions(),
+        *_recurrences(),
+        *_state_spaces(),
+        *_attention(),
+        *_losses(),
+        *_steps(),
+    ]
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A random input that wants its gradient."""
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def _shape(length: int, elements: int, channels: int = CHANNELS) -> tuple[int, int, int]:
+    """(b, d, l): about so many elements, in no more than so many channels."""
+    elements *= 4 if length > LONG else 1
+    channels = max(1, min(channels, elements // (4 * length)))
+    return max(1, elements // (channels * length)), channels, length
+
+
+def _long_convolutions() -> list[OperatorCase]:
+    def plain(length: int, elements: int) -> list[Any]:
+        b, d, l = _shape(length, elements)
+        return [leaf(b, d, l), leaf(d, l), leaf(d)]
+
+    def gated(length: int, elements: int) -> list[Any]:
+        inputs = plain(length, elements)
+        return [*inputs, leaf(*inputs[0].shape), leaf(*inputs[0].shape)]
+
+    def ours(u: Tensor, kernel: Tensor, skip: Tensor, *gates: Tensor) -> Tensor:
+        before, after = gates or (None, None)
+        return ops.long_conv(u, kernel, skip=skip, gate_before=before, gate_after=after)
+
+    fft, gated_fft = {"torch.fft": baselines.fft_convolution}, {"torch.fft": baselines.gated_fft_convolution}
+    return [
+        OperatorCase("long_conv", "powers of two", ALL, plain, ours, fft),
+        OperatorCase("long_conv", "other lengths", (1025, 5000, 8191, 36_000), plain, ours, fft),
+        OperatorCase("long_conv", "gated", (*MIDDLE, 1 << 16), gated, ours, gated_fft),
+    ]
+
+
+def _short_convolutions() -> list[OperatorCase]:
+    def short(length: int, elements: int) -> list[Any]:
+        b, d, l = _shape(length, elements)
+        return [leaf(b, d, l), leaf(d, 4), leaf(d)]
+
+    def short_last(length: int, elements: int) -> list[Any]:
+        b, d, l = _shape(length, elements)
+        return [leaf(b, l, d), leaf(d, 4), leaf(d)]
+
+    def short_gated(length: int, elements: int) -> list[Any]:
+        inputs = short(length, elements)
+        return [*inputs, leaf(*inputs[0].shape)]
+
+    def ours_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.short_conv(x.mT, weight, bias).mT
+
+    def conv1d_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return baselines.depthwise_convolution(x.mT, weight, bias).mT
+
+    def ours_gated(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
+        return gate * ops.short_conv(x, weight, bias)
+
+    def conv1d_gated(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
+        return gate * baselines.depthwise_convolution(x, weight, bias)
+
+    conv1d, short_lengths = {"conv1d": baselines.depthwise_convolution}, (1 << 10, 1 << 13)
+    return [
+        OperatorCase("short_conv", "4 taps", short_lengths, short, ops.short_conv, conv1d),
+        OperatorCase("short_conv", "4 taps, last", short_lengths, short_last, ours_last, {"conv1d": conv1d_last}),
+        OperatorCase("short_conv", "4 taps, gated", short_lengths, short_gated, ours_gated, {"conv1d": conv1d_gated}),
+    ]
+
+
+def _recurrences() -> list[OperatorCase]:
+    def scan(dtype: torch.dtype) -> Inputs:
+        def inputs(length: int, elements: int) -> list[Any]:
+            b, d, l = _shape(length, elements // (2 if dtype.is_complex else 1))
+            decay = (0.9 * torch.rand(b, l, d)).to(dtype) * (torch.randn(b, l, d, dtype=dtype).sgn())
+            return [decay.requires_grad_(), leaf(b, l, d, dtype=dtype), leaf(b, d, dtype=dtype)]
+
+        return inputs
+
+    def averages(length: int, elements: int) -> list[Any]:
+        b, d, l = _shape(length, elements)
+        return [(-torch.rand(d)).requires_grad_(), leaf(d), leaf(b, l, d), leaf(b, l, d)]
+
+    def wkv(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return ops.wkv(log_decay, bonus, key, value, ops.init_wkv(len(key), key[0, 0]))[0]
+
+    scans = {"steps": baselines.scan_by_steps, "parallel scan": baselines.parallel_scan}
+    by_steps = {"steps": baselines.wkv_by_steps, OUR_TORCH: _on_torch(wkv)}
+    return [
+        OperatorCase("linear_scan", "real", MIDDLE, scan(torch.float32), ops.linear_scan, scans),
+        OperatorCase("linear_scan", "complex", MIDDLE, scan(torch.complex64), ops.linear_scan, scans),
+        OperatorCase("wkv", "RWKV-4", MIDDLE[:2], averages, wkv, by_steps),
+    ]
+
+
+def _modes(channels: int) -> list[Tensor]:
+    """Coefficients, and logarithms of ratios that reach over a few thousand positions."""
+    log_ratio = torch.complex(-(10 ** -(4 * torch.rand(channels, MODES))), 3 * torch.rand(channels, MODES))
+    return [leaf(channels, MODES, dtype=torch.complex64), log_ratio.requires_grad_()]
+
+
+def _state_spaces() -> list[OperatorCase]:
+    def whole(length: int, elements: int) -> list[Any]:
+        return [leaf(*_shape(length, elements, FEW_CHANNELS)), *_modes(_shape(length, elements, FEW_CHANNELS)[1])]
+
+    def averages(length: int, elements: int) -> list[Any]:
+        b, d, l = _shape(length, elements)
+        return [leaf(b, d, l), leaf(d, MODES // 2), (0.1 + 0.9 * torch.rand(d, MODES // 2)).requires_grad_()]
+
+    def poles(length: int, elements: int) -> list[Any]:
+        """Coefficients of rank one; the circle on which S4 evaluates its kernel."""
+        channels = max(1, min(FEW_CHANNELS, elements // length))
+        angles = torch.linspace(0, torch.pi, length).double()
+        w = torch.polar(1 - 0.1 * torch.rand(channels, MODES).double(), 3 * torch.rand(channels, MODES).double())
+        v = leaf(4, channels, MODES, dtype=torch.complex128)
+        return [v, torch.polar(torch.full_like(angles, 1 + 1 / length), angles), w.requires_grad_()]
+
+    def state_space(u: Tensor, coefficient: Tensor, log_ratio: Tensor) -> Tensor:
+        return ops.long_conv(u, ops.vandermonde(coefficient, log_ratio, u.shape[-1]))
+
+    def average(u: Tensor, weight: Tensor, decay: Tensor) -> Tensor:
+        none = torch.zeros_like(weight)
+        taps = ops.vandermonde(torch.complex(weight / 2, none), torch.complex(decay.log(), none), u.shape[-1])
+        return ops.long_conv(u, taps)
+
+    def kernel(channels: int) -> Inputs:
+        return lambda length, elements: [*_modes(max(1, min(channels, elements // length))), length]
+
+    spaces, sums, cauchy = baselines.diagonal_state_space, baselines.vandermonde_sum, {"torch": baselines.cauchy_sum}
+    averaged = {"torch": baselines.moving_average, OUR_TORCH: _on_torch(average)}
+    blocked = {op: {OUR_TORCH: _on_torch(OPS[op])} for op in ("vandermonde", "cauchy")}
+    few, many, vandermonde = kernel(FEW_CHANNELS), kernel(CHANNELS), ops.vandermonde
+    return [
+        OperatorCase("S4D", "kernel and convolution", MIDDLE[:2], whole, state_space, {"torch": spaces}),
+        OperatorCase("EMA", "Mega", MIDDLE[:2], averages, average, averaged),
+        OperatorCase("vandermonde", "64 channels", MIDDLE[:2], few, vandermonde, {"torch": sums}),
+        OperatorCase("vandermonde", "256 channels", MIDDLE, many, vandermonde, blocked["vandermonde"]),
+        OperatorCase("cauchy", "float64, few points", (256, 1 << 10), poles, ops.cauchy, cauchy),
+        OperatorCase("cauchy", "float64, many points", (1 << 14,), poles, ops.cauchy, blocked["cauchy"]),
+    ]
+
+
+def _attention() -> list[OperatorCase]:
+    def heads(dtype: torch.dtype) -> Inputs:
+        def inputs(length: int, elements: int) -> list[Any]:
+            n_heads = max(1, min(8, elements // (256 * length)))
+            return [leaf(1, n_heads, length, WIDTH, dtype=dtype) for _ in range(3)]
+
+        return inputs
+
+    def window(length: int, elements: int) -> list[Any]:
+        return [*heads(torch.float32)(length, elements), max(1, length // 16)]
+
+    def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return ops.attention(query, key, value, ops.AttentionMask(causal=True))
+
+    def local(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+        return ops.attention(query, key, value, ops.AttentionMask(causal=True, window=window))
+
+    sdpa, masked = {"SDPA": baselines.causal_attention}, {"SDPA": baselines.window_attention}
+    quadratic = {"all pairs": baselines.quadratic_linear_attention}
+
+    def linear(*inputs: Tensor) -> Tensor:
+        return ops.linear_attention(*inputs)[0]
+
+    return [
+        OperatorCase("attention", "float32", MIDDLE, heads(torch.float32), causal, sdpa),
+        OperatorCase("attention", "bfloat16", MIDDLE, heads(torch.bfloat16), causal, sdpa),
+        OperatorCase("attention", "window of 1/16", MIDDLE[:2], window, local, masked),
+        OperatorCase("linear_attention", "causal", MIDDLE[:2], heads(torch.float32), linear, quadratic),
+    ]
+
+
+def _losses() -> list[OperatorCase]:
+    def inputs(length: int, elements: int) -> list[Any]:
+        vocabulary = max(2, elements // CHANNELS)
+        return [leaf(length, CHANNELS), leaf(vocabulary, CHANNELS), torch.randint(vocabulary, (length,))]
+
+    unfused = {"unfused": baselines.cross_entropy}
+    return [OperatorCase("cross_entropy", "16,384 tokens", MIDDLE[:2], inputs, ops.linear_cross_entropy, unfused)]
+
+
+def _steps() -> list[OperatorCase]:
+    """One position of every mixer that has a recurrent view, after a past of `length` positions."""
+
+    def inputs(name: str) -> Inputs:
+        def build(length: int, elements: int) -> list[Any]:
+            width = min(CHANNELS, max(WIDTH, elements >> 14))
+            mixer = build_mixer(name, width, 2 * length).eval()
+            with torch.no_grad():
+                _, state = mixer.prefill(torch.randn(1, length, mixer.d_model), mixer.init_state(1))
+            return [mixer, torch.randn(1, mixer.d_model), state]
+
+        return build
+
+    def step(mixer: SequenceMixer, x: Tensor, state: Any) -> Tensor:
+        return mixer.step(x, state)[0]
+
+    names = [name for name in mixer_names() if _has_steps(name)]
+    return [OperatorCase("step", name, (1000,), inputs(name), step, {OUR_TORCH: _on_torch(step)}) for name in names]
+
+
+def _has_steps(name: str) -> bool:
+    try:
+        build_mixer(name, WIDTH, 1).init_state(1)
+    except InputError:
+        return False
+    return True

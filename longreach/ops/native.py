@@ -1,0 +1,69 @@
+"""The compiled CPU kernels (longreach/ops/csrc): found, chosen by instruction set, called by a plain C interface.
+
+They are built when the package is installed, once for every instruction set, as `kernels/<instruction set>.so`.
+Without them, for want of a compiler, every operator runs on torch; `MISSING` then says why.  The variable
+LONGREACH_KERNELS of the environment names another folder to look in; an empty folder switches them off.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+FOLDER = Path(os.environ.get("LONGREACH_KERNELS", Path(__file__).parent / "kernels"))
+REMEDY = "install longreach where there is a C++ compiler (g++ 11 or newer)"
+"""What to do where kernels are missing."""
+
+LIBRARY = torch.library.Library("longreach", "FRAGMENT")
+"""Where operators with compiled kernels are registered with torch."""
+
+
+def instruction_sets() -> list[str]:
+    """Names of the builds that run on this processor, best first; torch knows what it has."""
+    usable = {"AVX512": ["avx512", "avx2", "baseline"], "AVX2": ["avx2", "baseline"]}
+    return usable.get(torch.backends.cpu.get_cpu_capability(), ["baseline"])
+
+
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The best library that can be loaded and its name, or nothing and why."""
+    reason = f"there are no C++ kernels in {FOLDER}"
+    for name in instruction_sets():
+        path = FOLDER / f"{name}.so"
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path)), name
+            except OSError as error:
+                reason = f"the C++ kernels cannot be loaded: {error}"
+    return None, reason
+
+
+_LIBRARY, _NAME_OR_REASON = _open()
+MISSING: str | None = _NAME_OR_REASON if _LIBRARY is None else None
+"""Why there are no compiled kernels, or None if there are."""
+INSTRUCTIONS: str | None = None if _LIBRARY is None else _NAME_OR_REASON
+"""What the kernels in use were compiled for: avx512, avx2 or baseline."""
+
+
+def address(x: Shaped[Tensor, "..."] | None) -> ctypes.c_void_p:
+    """Where a tensor's elements begin, for a kernel; null for None."""
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+@functools.cache
+def kernel(name: str, n_pointers: int, n_sizes: int, n_ints: int = 1) -> Callable[..., None]:
+    """The function `longreach_<name>` of the library: pointers first, then 64-bit sizes, then ints, threads last."""
+    assert _LIBRARY is not None, MISSING
+    function = getattr(_LIBRARY, f"longreach_{name}")
+    function.argtypes = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_sizes + [ctypes.c_int] * n_ints
+    function.restype = None
+    return function
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """How the kernels call a dtype: float32, complex64 and so on."""
+    return str(dtype).removeprefix("torch.")

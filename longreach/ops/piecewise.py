@@ -1,0 +1,147 @@
+"""Functions that treat every position by itself, applied to a few positions at a time.
+
+What a network keeps of a position for the gradient is many times as large as its input and output.  Piece by piece,
+only one piece of it exists at any time: nothing within a piece is kept, and the gradient computes it again (Chen et al.
+2016, https://arxiv.org/abs/1604.06174).  Results and gradients are written where they belong, so that all a piece
+needs is free again before the next one.
+
+torch.utils.checkpoint around each piece does the same, but keeps the results of all pieces until they are joined: of
+memory that the allocator had to split, most is lost then (half as much again for a network of six layers).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def piecewise(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    size: int,
+    *,
+    cut: int = 1,
+    join: int = 1,
+) -> Float[Tensor, "..."]:
+    """`function(*inputs)`, for at most `size` positions at a time, which costs one more call of it in the gradient.
+
+    Args:
+        function: treats every position by itself; what is random in it may differ from one call to the next.
+        inputs: tensors whose axis `cut` holds the positions.
+        parameters: at least those that `function` uses without being given them.
+        size: positions in a piece.
+        cut: the axis of positions of the inputs.
+        join: the axis of positions of the result.
+
+    Everything is done at once under torch.compile, which plans memory itself, and a gradient that is itself to be
+    differentiated.
+    """
+    if inputs[0].shape[cut] <= size or torch.compiler.is_compiling():
+        return function(*inputs)
+    device = inputs[0].device
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    settings = _Settings(
+        function,
+        trained,
+        size,
+        cut,
+        join,
+        device,
+        torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
+        int(torch.randint(2**62, ())),
+    )
+    return _Piecewise.apply(settings, *inputs, *trained)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a call and its gradient have in common."""
+
+    function: Callable[..., Tensor]
+    parameters: Sequence[Tensor]
+    size: int
+    cut: int
+    join: int
+    device: torch.device
+    autocast: torch.dtype | None
+    seed: int
+
+    def pieces(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+        """Start and length of every piece."""
+        length = inputs[0].shape[self.cut]
+        for start in range(0, length, self.size):
+            yield start, min(self.size, length - start)
+
+    @contextmanager
+    def applied(self, start: int) -> Iterator[None]:
+        """Within, everything that is not an argument is the same each time for the piece at `start`."""
+        device = self.device
+        enabled = self.autocast is not None
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            # what is cached would be reused with the graph, or without the graph, of another piece
+            torch.autocast(device.type, self.autocast, enabled=enabled, cache_enabled=False),
+        ):
+            torch.manual_seed(self.seed + start)
+            yield
+
+
+class _Piecewise(torch.autograd.Function):
+    """Loops over the pieces, twice where there is a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: _Settings, *tensors: Tensor) -> Tensor:
+        inputs, y = tensors[: len(tensors) - len(settings.parameters)], torch.empty(0)
+        for start, length in settings.pieces(inputs):
+            with settings.applied(start):
+                part = settings.function(*(x.narrow(settings.cut, start, length) for x in inputs))
+            if start == 0:
+                shape = list(part.shape)
+                shape[settings.join] = inputs[0].shape[settings.cut]
+                y = part.new_empty(shape)
+            y.narrow(settings.join, start, length).copy_(part)
+        ctx.settings = settings
+        ctx.save_for_backward(*inputs)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        settings, inputs, parameters = ctx.settings, ctx.saved_tensors, ctx.settings.parameters
+        needed = ctx.needs_input_grad[1 : 1 + len(inputs)]
+        if torch.is_grad_enabled():
+            return None, *_differentiable_gradients(settings, inputs, needed, grads[0])
+        input_grads = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
+        parameter_grads: list[Tensor | None] = [None] * len(parameters)
+        for start, length in settings.pieces(inputs):
+            parts = [x.narrow(settings.cut, start, length).detach() for x in inputs]
+            wanted = [part.requires_grad_() for part, need in zip(parts, needed, strict=True) if need]
+            with torch.enable_grad(), settings.applied(start):
+                y = settings.function(*parts)
+            grad = grads[0].narrow(settings.join, start, length)
+            found = iter(torch.autograd.grad(y, [*wanted, *parameters], grad, allow_unused=True))
+            for total in input_grads:
+                if total is not None:
+                    total.narrow(settings.cut, start, length).copy_(next(found))
+            parameter_grads = [_sum(*both) for both in zip(parameter_grads, found, strict=True)]
+        return None, *input_grads, *parameter_grads
+
+
+def _sum(total: Tensor | None, add: Tensor | None) -> Tensor | None:
+    """The sum of what is there, in the memory of the total."""
+    return total if add is None else add if total is None else total.add_(add)
+
+
+def _differentiable_gradients(
+    settings: _Settings, inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """All gradients, as functions of everything that they depend on."""
+    with settings.applied(0):
+        y = settings.function(*inputs)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need] + [*settings.parameters]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in [*needed, *[True] * len(settings.parameters)]]

@@ -1,0 +1,99 @@
+"""The short convolution and its adjoint by compiled kernels (csrc/short_conv.cpp), as operators of torch.
+
+One pass over the input, and one over input and gradient; nothing is allocated but the results.  Second derivatives run
+on torch.
+
+Axes: b batch, d channels, l length, k taps.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from longreach.ops.backend import OPS
+from longreach.ops.native import LIBRARY, address, dtype_name, kernel
+
+DTYPES = (torch.float32, torch.float64)
+ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? tail"
+N_TENSORS = 4
+
+LIBRARY.define(f"short_conv({ARGUMENTS}) -> Tensor")
+LIBRARY.define(f"short_conv_adjoint(Tensor grad, bool[] needed, {ARGUMENTS}) -> Tensor[]")
+
+
+def native_short_conv(
+    x: Float[Tensor, "b d l"],
+    weight: Float[Tensor, "d k"],
+    bias: Float[Tensor, " d"] | None,
+    tail: Float[Tensor, "b d _"] | None,
+) -> Float[Tensor, "b d l"]:
+    """What longreach.ops.short_conv defines, for tensors on the CPU which have one of DTYPES in common."""
+    return torch.ops.longreach.short_conv(x, weight, bias, tail)
+
+
+def _prepared(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None], ctypes.Array]:
+    """The tensors as the kernels need them, and the sizes."""
+    x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    dense = [None if other is None else other.contiguous() for other in others]
+    weight = dense[0]
+    assert weight is not None
+    sizes = (*x.shape, weight.shape[1], *x.stride()[:2])
+    return x, dense, (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
+    x, others, sizes = _prepared(x, weight, bias, tail)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    run = kernel(f"short_conv_{dtype_name(x.dtype)}", n_pointers=6, n_sizes=0)
+    run(*(address(tensor) for tensor in (x, *others)), sizes, address(y), torch.get_num_threads())
+    return y
+
+
+def _adjoint(grad: Tensor, needed: Sequence[bool], *tensors: Any) -> list[Tensor]:
+    grad = grad.contiguous()
+    x, others, sizes = _prepared(*tensors)
+    found = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted and tensor is not None else None
+        for tensor, wanted in zip(tensors, needed, strict=True)
+    ]
+    run = kernel(f"short_conv_adjoint_{dtype_name(x.dtype)}", n_pointers=10, n_sizes=0)
+    addresses = [address(tensor) for tensor in (x, *others)], [address(tensor) for tensor in (grad, *found)]
+    run(*addresses[0], sizes, *addresses[1], torch.get_num_threads())
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, needed = ctx.saved_tensors, list(ctx.needs_input_grad)
+    if torch.is_grad_enabled():
+        wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+        y = OPS["short_conv"].backends["reference"](*tensors)
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    else:
+        found = iter(torch.ops.longreach.short_conv_adjoint(grad, needed, *tensors))
+    return tuple(next(found) if need else None for need in needed)
+
+
+LIBRARY.impl("short_conv", _forward, "CPU")
+LIBRARY.impl("short_conv_adjoint", _adjoint, "CPU")
+
+
+@torch.library.register_fake("longreach::short_conv")
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("longreach::short_conv_adjoint")
+def _fake_adjoint(grad: Tensor, needed: Sequence[bool], *tensors: Any) -> list[Tensor]:
+    chosen = [tensor for tensor, wanted in zip(tensors, needed, strict=True) if wanted]
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in chosen]
+
+
+torch.library.register_autograd("longreach::short_conv", _backward, setup_context=_save)

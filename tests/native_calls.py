@@ -1,0 +1,214 @@
+"""Calls of the operators that have compiled kernels, of any shape and with tensors that lie anywhere in memory."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longreach.ops import OPS, native, use_backend
+
+BUILDS = [name for name in native.instruction_sets() if (native.FOLDER / f"{name}.so").exists()]
+"""Every set of kernels that this processor can run, also those that are not the best."""
+
+DEFINED = 300
+"""Up to this length a call is compared with the definition; above with torch, which test_ops.py compares with that."""
+
+
+class Call(NamedTuple):
+    """What an operator is called with; the wanted gradients are those of all tensors but `constants`."""
+
+    op: str
+    length: int
+    positional: tuple[Any, ...]
+    named: dict[str, Any] = {}
+    constants: tuple[int, ...] = ()
+    """Positions of arguments that have no gradient."""
+
+    def __repr__(self) -> str:
+        """Shapes and strides instead of numbers."""
+
+        def short(x: Any) -> str:
+            return f"{tuple(x.shape)} by {x.stride()} {x.dtype}" if isinstance(x, Tensor) else repr(x)
+
+        named = [f"{name}={short(x)}" for name, x in self.named.items()]
+        return f"{self.op}({', '.join([*map(short, self.positional), *named])})"
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that have one."""
+        wanted = [x for i, x in enumerate(self.positional) if i not in self.constants]
+        return [x for x in (*wanted, *self.named.values()) if isinstance(x, Tensor)]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
+        """With `function` applied to every tensor that has a gradient."""
+
+        def apply(x: Any, constant: bool = False) -> Any:
+            return function(x) if isinstance(x, Tensor) and not constant else x
+
+        positional = tuple(apply(x, i in self.constants) for i, x in enumerate(self.positional))
+        return self._replace(positional=positional, named={name: apply(x) for name, x in self.named.items()})
+
+    def single(self) -> "Call":
+        """In single precision, constants included."""
+        everything = self._replace(constants=())
+        low = everything.mapped(lambda x: x.to(torch.complex64 if x.is_complex() else torch.float32))
+        return low._replace(constants=self.constants)
+
+    def double(self) -> "Call":
+        """In double precision, constants included."""
+        everything = self._replace(constants=())
+        high = everything.mapped(lambda x: x.to(torch.complex128 if x.is_complex() else torch.float64))
+        return high._replace(constants=self.constants)
+
+
+@contextmanager
+def built_for(instructions: str) -> Iterator[None]:
+    """The kernels of another instruction set instead of the best."""
+    before = native._LIBRARY
+    native._LIBRARY = ctypes.CDLL(str(native.FOLDER / f"{instructions}.so"))
+    native.kernel.cache_clear()
+    try:
+        yield
+    finally:
+        native._LIBRARY = before
+        native.kernel.cache_clear()
+
+
+def results(call: Call, backend: str, cotangent: Tensor | None = None) -> list[Tensor]:
+    """The value and the gradients; the cotangent is random, and the same at every call, unless it is given."""
+    call = call.mapped(lambda x: x.detach().requires_grad_())
+    with use_backend(**{call.op: backend}):
+        y = OPS[call.op](*call.positional, **call.named)
+    if cotangent is None:
+        cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    return [y.detach(), *torch.autograd.grad(y, call.tensors(), cotangent)]
+
+
+def expected(call: Call) -> list[Tensor]:
+    """The value and the gradients by the definition, or by torch where the definition takes too long."""
+    takes_long = call.length > DEFINED and call.positional[0].numel() > 0  # torch transforms no empty batch
+    backend = {"long_conv": "fft", "linear_scan": "blocked"} if takes_long else {}
+    return results(call, backend.get(call.op, "reference"))
+
+
+def _chunk(x: Tensor) -> Tensor:
+    """The second half of a tensor twice as wide, as projections are split."""
+    return torch.cat([x, x], dim=1).chunk(2, dim=1)[1] if x.ndim > 1 else torch.cat([x, x])[len(x) :]
+
+
+def _axes_reversed(x: Tensor) -> Tensor:
+    axes = tuple(reversed(range(x.ndim)))
+    return x.permute(axes).contiguous().permute(axes)
+
+
+def _unaligned(x: Tensor) -> Tensor:
+    """One element behind the address at which torch begins its tensors."""
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda x: x,
+    "chunk": _chunk,
+    "axes reversed": _axes_reversed,
+    "unaligned": _unaligned,
+    "gaps": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "first row repeated": lambda x: x[:1].expand_as(x),
+    "first element of a row repeated": lambda x: x[..., :1].expand_as(x),
+    "conjugated": lambda x: x.conj().resolve_conj().conj(),
+    "negated": lambda x: torch._neg_view(-x) if not x.is_complex() else x,
+}
+"""Ways for the same values to lie in memory; two of them make values the same first."""
+
+LENGTHS = st.one_of(st.integers(1, 40), st.integers(1, DEFINED), st.sampled_from([512, 1021, 1025, 2500, 4096, 5000]))
+
+
+@st.composite
+def calls(draw: st.DrawFn, op: str) -> Call:
+    """Any call of `op` in float64."""
+    length = draw(LENGTHS)
+    most = 40 if length <= 40 else 20 if length <= DEFINED else 3
+    sizes = draw(st.integers(0, 3)), draw(st.integers(1, most)), length
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    call = MAKERS[op](draw, sizes, lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator))
+    return call.mapped(lambda x: LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](x) if x.numel() else x)
+
+
+def _complex(randn: Callable[..., Tensor], *shape: int) -> Tensor:
+    return torch.complex(randn(*shape), randn(*shape))
+
+
+def _ratios(randn: Callable[..., Tensor], *shape: int) -> Tensor:
+    """Logarithms of ratios within the unit circle, with phases of all sizes."""
+    return torch.complex(-0.1 * randn(*shape).abs(), 3 * randn(*shape))
+
+
+def _long_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    taps = st.one_of(st.just(l), st.integers(1, 2 * l))
+    named: dict[str, Any] = {}
+    if draw(st.booleans()):
+        named = {"reverse_kernel": randn(d, draw(taps)), "reverse_lag": draw(st.integers(0, 1))}
+    if draw(st.booleans()):
+        named["skip"] = randn(d)
+    for gate in ("gate_before", "gate_after"):
+        if draw(st.booleans()):
+            named[gate] = randn(b, d, l)
+    return Call("long_conv", l, (randn(b, d, l), randn(d, draw(taps))), named)
+
+
+def _linear_scan(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, n, l = sizes
+    n *= draw(st.sampled_from([1, 1, 7]))
+    if draw(st.booleans()):
+        return Call("linear_scan", l, (randn(b, l, n).tanh(), randn(b, l, n), randn(b, n)))
+    a = _ratios(randn, b, l, n).exp()
+    return Call("linear_scan", l, (a, _complex(randn, b, l, n), _complex(randn, b, n)))
+
+
+def _short_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    width = draw(st.integers(1, 20))
+    bias, tail = draw(st.booleans()), draw(st.booleans())
+    optional = randn(d) if bias else None, randn(b, d, width - 1) if tail else None
+    return Call("short_conv", l, (randn(b, d, l), randn(d, width), *optional))
+
+
+def _modes(draw: st.DrawFn, channels: int, randn: Callable[..., Tensor]) -> Tensor:
+    return _ratios(randn, draw(st.sampled_from([1, channels])), draw(st.integers(1, 20)))
+
+
+def _vandermonde(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    modes = _modes(draw, d, randn)
+    return Call("vandermonde", l, (_complex(randn, b, d, modes.shape[1]), modes, l))
+
+
+def _vandermonde_adjoint(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    return Call("vandermonde_adjoint", sizes[2], (randn(*sizes), _modes(draw, sizes[1], randn)))
+
+
+def _cauchy(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, k = sizes
+    poles = torch.complex(-0.1 - randn(d, draw(st.integers(1, 20))).abs(), 3 * randn(1, 1)[0, 0].expand(d, 1))
+    angle = torch.arange(k, dtype=torch.float64) / k
+    points = torch.complex(torch.zeros_like(angle), 2 * torch.tan(3 * (angle - 0.5)))
+    return Call("cauchy", k, (_complex(randn, b, *poles.shape), points, poles), constants=(1,))
+
+
+def _transposed(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    return Call("transposed", sizes[2], (randn(*sizes),))
+
+
+MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
+    "cauchy": _cauchy,
+    "linear_scan": _linear_scan,
+    "long_conv": _long_conv,
+    "short_conv": _short_conv,
+    "transposed": _transposed,
+    "vandermonde": _vandermonde,
+    "vandermonde_adjoint": _vandermonde_adjoint,
+}
+"""How to draw a call of each operator: rows or states, channels and length are given."""
