@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_corpora_corpus import SPLIT, Spy, texts  # noqa: F401 (a fixture)
 from torch import Tensor, nn
-from training_toys import assert_same_run, small_run
+from training_toys import assert_same_run, metrics, small_run
 
 from longreach.errors import InputError
 from longreach.mixers import S4D, Attention, Hyena, S4DOptions, implicit_filter, map_state
@@ -250,6 +250,18 @@ def test_a_truncated_run_resumes_bit_for_bit(texts: Path, tmp_path: Path) -> Non
     assert not start(tmp_path / "stopped", task=Interrupted(texts, **options)).finished
     assert start(tmp_path / "stopped", task=Corpus(texts, **options), resume=True).finished
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_truncated_run_learns_from_the_whole_context(texts: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The state reaches the next piece: the loss of the first step is that without truncation."""
+    found = []
+    for n in (None, 7):
+        corpus = make_corpus(texts, tmp_path / "cache", truncation=n)
+        run = small_run(tmp_path / f"run{n}", task=corpus, model=lambda _: make_model(), steps=1, accumulate=2).run
+        found.append(next(line for line in metrics(run) if line["kind"] == "train"))
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    assert found[0]["tokens"] == found[1]["tokens"] == 48
+    assert found[0]["grad_norm"] != pytest.approx(found[1]["grad_norm"], rel=1e-3)
 
 
 def test_truncation_is_refused_where_it_makes_no_sense(texts: Path, tmp_path: Path) -> None:  # noqa: F811

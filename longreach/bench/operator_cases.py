@@ -15,6 +15,7 @@ from longreach.bench import baselines
 from longreach.bench.mixer_costs import build_mixer, mixer_names
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
+from longreach.mixers.constant_weights import Kept, constant_weights
 from longreach.ops import OPS, use_backend
 
 LONG = 1 << 14
@@ -253,7 +254,7 @@ def _losses() -> list[OperatorCase]:
 
 
 def _steps() -> list[OperatorCase]:
-    """One position of every mixer that has a recurrent view, after a past of `length` positions."""
+    """One position of every mixer that has a recurrent view, after a past of `length` positions, as in generation."""
 
     def inputs(name: str) -> Inputs:
         def build(length: int, elements: int) -> list[Any]:
@@ -261,15 +262,22 @@ def _steps() -> list[OperatorCase]:
             mixer = build_mixer(name, width, 2 * length).eval()
             with torch.no_grad():
                 _, state = mixer.prefill(torch.randn(1, length, mixer.d_model), mixer.init_state(1))
-            return [mixer, torch.randn(1, mixer.d_model), state]
+            return [mixer, torch.randn(1, mixer.d_model), state, {}]
 
         return build
 
-    def step(mixer: SequenceMixer, x: Tensor, state: Any) -> Tensor:
+    def generating(mixer: SequenceMixer, x: Tensor, state: Any, kept: Kept) -> Tensor:
+        with constant_weights(kept):
+            return mixer.step(x, state)[0]
+
+    def alone(mixer: SequenceMixer, x: Tensor, state: Any, kept: Kept) -> Tensor:
         return mixer.step(x, state)[0]
 
     names = [name for name in mixer_names() if _has_steps(name)]
-    return [OperatorCase("step", name, (1000,), inputs(name), step, {OUR_TORCH: _on_torch(step)}) for name in names]
+    return [
+        OperatorCase("step", name, (1000,), inputs(name), generating, {"nothing kept": _on_torch(alone)})
+        for name in names
+    ]
 
 
 def _has_steps(name: str) -> bool:

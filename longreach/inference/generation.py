@@ -19,6 +19,7 @@ from longreach.inference.eval_mode import eval_mode
 from longreach.inference.sampling import GenerationOptions, choose_tokens, random_streams
 from longreach.inference.text_stream import TextStream
 from longreach.mixers.base import State, map_state
+from longreach.mixers.constant_weights import Kept, constant_weights
 from longreach.models.language_model import LanguageModel
 from longreach.tasks.corpora.tokenizers import Tokenizer
 
@@ -61,6 +62,7 @@ class TokenStream:
         check_lengths(model, [len(prompt) for prompt in prompts], options.max_new_tokens)
         self.rows = list(range(len(prompts)))
         self._model, self._options = model, options
+        self._kept: Kept = {}  # what steps find again: weights do not change here
         self._random = random_streams(prompts, options.seed)
         self._device = next(model.parameters()).device
         with eval_mode(model):
@@ -69,7 +71,7 @@ class TokenStream:
 
     def advance(self) -> dict[int, int]:
         """The next token of every row that has not been dropped."""
-        with eval_mode(self._model):
+        with eval_mode(self._model), constant_weights(self._kept):
             if self._written is not None:
                 self._logits, self._state = self._model.step(self._written, self._state)
             uniform = torch.tensor([self._random[row].random() for row in self.rows], dtype=torch.float64)

@@ -32,6 +32,7 @@ from longreach.errors import InputError
 from longreach.hippo import normal_form
 from longreach.hippo.transforms import start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 Version = Literal["softmax", "exp", "exp-re-im", "exp-no-scale", "clip", "clip-no-scale"]
 _KERNEL = OptimHint(lr=1e-3, weight_decay=False)
@@ -128,6 +129,7 @@ class DSS(SequenceMixer[DSSState]):
         if self.version != "softmax" and self.max_length is not None:
             raise InputError(f"max_length={self.max_length}: only version='softmax' has one, not {self.version!r}")
 
+    @of_weights
     def _system(self) -> _System:
         """The modes, sampled, and their weights, scaled."""
         real, imag, epsilon = self.A_real, self.A_imag, self.options.epsilon

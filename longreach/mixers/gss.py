@@ -30,6 +30,7 @@ from longreach import ops
 from longreach.errors import InputError
 from longreach.hippo.transforms import TRANSFORMS
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 
 class GSSState(NamedTuple):
@@ -132,6 +133,7 @@ class GSS(SequenceMixer[GSSState]):
     def _leave(self, x: Float[Tensor, "*b d"], y: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
         return self.out(self.gate(y) * F.gelu(self.wide(x)))
 
+    @of_weights
     def _system(self) -> ops.ModalSystem:
         """The system in the form of longreach.ops.modal, which counts every mode twice."""
         if self.kernel == "dss":

@@ -30,6 +30,7 @@ from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, diagonal_system, discretise
 from longreach.hippo.transforms import TRANSFORMS, Transform, inverse_transform
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class H3(SequenceMixer[H3State]):
         dynamics = ("log_dt", "A_real", "A_imag", "B", "shift_B")
         self.optim_hints = dict.fromkeys(dynamics, OptimHint(lr=lr, weight_decay=False))
 
+    @of_weights
     def shift_kernel(self) -> Float[Tensor, "d w"]:
         """The taps of the shift, the correlation of B' and C', O(d w log w)."""
         size = 2 * self.shift_B.shape[1]
@@ -207,6 +209,7 @@ class H3(SequenceMixer[H3State]):
         B = torch.view_as_complex(self.B).repeat(copies, 1)
         return ops.ModalSystem(*discretise(self.discretisation, A, B, dt), C)
 
+    @of_weights
     def _systems(self) -> ops.ModalSystem:
         """The same for every product."""
         return ops.ModalSystem(*(self._spread(tensor) for tensor in self._system()))

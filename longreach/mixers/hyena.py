@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
 from longreach.mixers.short_projection import leave, project, short_weights, shorten
 from longreach.ops.long_conv import long_conv
@@ -152,6 +153,7 @@ class Hyena(SequenceMixer[HyenaState]):
         tail = short_conv_tail(projected, state.tail, self.short_width)
         return y, HyenaState(tail, tuple(stages))
 
+    @of_weights
     def _kernels(self, count: int) -> Float[Tensor, "o d {count}"]:
         """The first taps of the long filters, with their factor."""
         kernels = self.filter(count)

@@ -27,6 +27,7 @@ from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, diagonal_system, discretise
 from longreach.hippo.transforms import inverse_transform, start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
 
@@ -87,6 +88,7 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         if self.n_ssm < 1 or self.d_model % self.n_ssm:
             raise InputError(f"n_ssm={self.n_ssm} must divide d_model={self.d_model}")
 
+    @of_weights
     def _systems(self) -> list[ops.ModalSystem]:
         """The sampled system, for each direction."""
         copies = self.d_model // self.n_ssm

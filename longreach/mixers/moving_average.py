@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from longreach import ops
 from longreach.errors import InputError
+from longreach.mixers.constant_weights import of_weights
 from longreach.ops.window import modal_window_prefill, modal_window_step
 
 
@@ -101,6 +102,7 @@ class MovingAverage(nn.Module):
     def _finish(self, x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return F.silu(y + self.omega * x).to(x.dtype)
 
+    @of_weights
     def _system(self) -> ops.ModalSystem:
         """The channels of all directions in the form of longreach.ops.modal, which counts every mode twice."""
         present = self.delta.sigmoid()

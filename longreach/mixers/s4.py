@@ -28,6 +28,7 @@ from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, DPLRStart, discretise_dplr, dplr_system
 from longreach.hippo.transforms import TRANSFORMS, inverse_transform, start_time_steps, time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.state_space_options import StateSpaceOptions
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
@@ -131,6 +132,7 @@ class S4(SequenceMixer[S4State]):
         """All parameters but the skip connection."""
         return S4Parameters(self.inv_dt, self.A_real, self.A_imag, self.B, self.P, self.C)
 
+    @of_weights
     def _system(self) -> ops.DPLRSystem:
         return self.parameters_of_system.sampled(self.options)
 

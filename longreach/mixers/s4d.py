@@ -27,6 +27,7 @@ from longreach.errors import InputError
 from longreach.hippo import DiagonalInit, Discretisation, Spectrum, diagonal_system, discretise
 from longreach.hippo.transforms import TRANSFORMS, inverse_transform, start_time_steps, time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.state_space_options import StateSpaceOptions
 
 _DYNAMICS = OptimHint(lr=1e-3, weight_decay=False)
@@ -129,6 +130,7 @@ class S4D(SequenceMixer[S4DState]):
             return torch.complex(parameter, torch.zeros_like(parameter))
         return torch.view_as_complex(parameter)
 
+    @of_weights
     def _system(self) -> tuple[Complex[Tensor, "d n"], Complex[Tensor, "d n"], Complex[Tensor, "r d n"]]:
         """The sampled system: log abar, bbar and C."""
         options, copies = self.options, self.d_model // self.n_ssm

@@ -28,6 +28,7 @@ from longreach.errors import InputError
 from longreach.hippo import Discretisation, discretise, transition
 from longreach.hippo.transforms import start_time_steps
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 CInit = Literal["trunc_standard_normal", "lecun_normal", "complex_normal"]
 Groups = Literal["standard", "decay_B", "fast_B", "slow_BCD"]
@@ -135,6 +136,7 @@ class S5(SequenceMixer[S5State]):
         real, imag = (_truncated_normal((self.d_model, d_state), inputs) for _ in range(2))
         return (torch.complex(real, imag).to(V.dtype).unflatten(1, (n_blocks, -1)) @ V).flatten(1)
 
+    @of_weights
     def _system(self) -> tuple[Complex[Tensor, " p"], Complex[Tensor, "p d"], Complex[Tensor, "r d p"]]:
         """The sampled system: abar, bbar, and C with the factor of the conjugates."""
         options = self.options

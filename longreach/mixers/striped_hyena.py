@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from longreach import ops
 from longreach.errors import InputError
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 
 STEPS = (1e-3, 1e-1)
 """Between these the time steps of modal filters start, log-uniformly: a filter remembers about 1 / step positions."""
@@ -184,6 +185,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
             log_poles, residues = torch.complex(self.log_poles, nothing), torch.complex(self.residues, nothing)
         return ops.ModalSystem(log_poles, torch.ones_like(log_poles), residues / 2)
 
+    @of_weights
     def _systems(self) -> ops.ModalSystem:
         """The same for every channel."""
         return ops.ModalSystem(*(self._spread(tensor) for tensor in self._system()))

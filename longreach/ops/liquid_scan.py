@@ -35,7 +35,7 @@ def liquid_step(
 ) -> tuple[Float[Tensor, "b d"], Complex[Tensor, "b o d n"]]:
     """One position of the full recurrence, or of its first o terms: the output and the modes after it, O(b o d n)."""
     drive = (system.bbar * u[..., None])[:, None]
-    abar = system.log_abar.exp()
+    abar = system.abar
     lower = torch.cat([torch.ones_like(modes[:, :1]), modes[:, :-1]], dim=1)
     modes = (abar + drive if full else abar) * modes + drive * lower
     return 2 * (system.C * modes.sum(1)).real.sum(-1), modes

@@ -151,8 +151,9 @@ def _native(
     _check(u, (kernel, reverse_kernel, skip), (gate_before, gate_after), reverse_lag)
     _check_period(period, u.shape[-1])
     wide = torch.promote_types(u.dtype, torch.float32)
-    tensors = (u, kernel, reverse_kernel, skip, gate_before, gate_after)
-    return native_long_conv(*(None if x is None else x.to(wide) for x in tensors), reverse_lag).to(u.dtype)
+    optional = (reverse_kernel, skip, gate_before, gate_after)
+    reverse, skip, before, after = (None if x is None else x.to(wide) for x in optional)
+    return native_long_conv(u.to(wide), kernel.to(wide), reverse, skip, before, after, reverse_lag).to(u.dtype)
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:

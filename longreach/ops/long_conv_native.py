@@ -17,6 +17,7 @@ from torch import Tensor
 
 from longreach.ops.backend import OPS
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
+from longreach.ops.transposed import transposed
 
 DTYPES = (torch.float32, torch.float64)
 ARGUMENTS = (
@@ -75,7 +76,7 @@ def _prepared(arguments: tuple[Any, ...]) -> tuple[list[Tensor | None], int]:
 
 def _along_length(x: Tensor) -> Tensor:
     """`x` with its samples next to each other; rows and channels stay where they are."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else transposed(x.mT)
 
 
 def _inputs(tensors: list[Tensor | None]) -> list[Tensor | None]:

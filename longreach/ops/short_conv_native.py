@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longreach.ops.backend import OPS
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
+from longreach.ops.transposed import transposed
 
 DTYPES = (torch.float32, torch.float64)
 ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? tail"
@@ -37,7 +38,7 @@ def native_short_conv(
 
 def _prepared(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None], ctypes.Array]:
     """The tensors as the kernels need them, and the sizes."""
-    x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else transposed(x.mT)
     dense = [None if other is None else other.contiguous() for other in others]
     weight = dense[0]
     assert weight is not None
@@ -54,7 +55,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None
 
 
 def _adjoint(grad: Tensor, needed: Sequence[bool], *tensors: Any) -> list[Tensor]:
-    grad = grad.contiguous()
+    grad = grad if grad.is_contiguous() else transposed(grad.mT)
     x, others, sizes = _prepared(*tensors)
     found = [
         torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted and tensor is not None else None
