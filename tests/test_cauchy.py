@@ -55,7 +55,8 @@ def test_loses_no_digit_next_to_a_pole() -> None:
     """Against long doubles, on the circle that S4 takes for 16,384 lags and poles down to 1e-4 from it and the axis."""
     distance = torch.logspace(-4, -1, 32).double()
     w = torch.polar(1 - distance, torch.logspace(-4, 0.4, 32).double())[None]
-    z = torch.polar(torch.full((300,), 1.0004).double(), torch.linspace(0, 3.14, 300).double())
+    angles = torch.cat([torch.linspace(0, 3.14, 300).double(), w[0].angle()])
+    z = torch.polar(torch.full_like(angles, 1.0004), angles)
     v = complex_normal(1, 32)
     V, Z, W = (x.numpy().astype(np.clongdouble) for x in (v, z, w))
     exact = (V[..., None] / (Z - W[..., None]) + V.conj()[..., None] / (Z - W.conj()[..., None])).sum(-2)

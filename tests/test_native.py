@@ -53,7 +53,6 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
         Call("short_conv", l, (randn(b, d, l), randn(d, 4), randn(d), randn(b, d, 3))),
         Call("transposed", l, (randn(b, d, l),)),
-        Call("transposed", l, (randn(b, d, l),)),
         Call("vandermonde", l, (modes(b, d, 3), modes(d, 3), l)),
         Call("vandermonde_adjoint", l, (randn(b, d, l), modes(d, 3))),
         Call("cauchy", l, (modes(b, d, 3), points, modes(d, 3)), constants=(1,)),
