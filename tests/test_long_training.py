@@ -137,7 +137,7 @@ def test_a_backbone_works_in_pieces_where_nothing_is_kept(layout: str, monkeypat
     "options",
     [
         FilterOptions(features_lr=1e-3, decay_lr=1e-3, shift=0.1),
-        FilterOptions(normalized=True, features_lr=0.0),
+        FilterOptions(normalise=True, features_lr=0.0),
         FilterOptions(network="sine", width=8),
     ],
 )
