@@ -37,8 +37,9 @@ def in_chunks(mixer: SequenceMixer, x: Tensor, size: int) -> Tensor:
     return torch.cat(outputs, dim=1)
 
 
-def in_steps(mixer: S4D, x: Tensor) -> Tensor:
+def in_steps(mixer: SequenceMixer, x: Tensor) -> Tensor:
     """One position at a time, the system sampled once: `step` samples it every time, with the same result."""
+    assert isinstance(mixer, S4D)
     modes, outputs = mixer.init_state(1).modes, []
     log_abar, bbar, (C,) = mixer._system()
     for u in x.unbind(1):
@@ -96,8 +97,8 @@ def recurrences(length: int) -> Iterator[tuple[str, Outputs, Outputs]]:
     yield "wkv, parallel", average, average
     yield "wkv, 4,096 at a time", lambda dtype: average(dtype, 4096), average
     for dt_min in (1e-3, 1e-6):  # the longest memory that S4D starts with, and one a thousand times as long
-        for name, *both in views(S4D(CHANNELS, dt_min=dt_min, dt_max=100 * dt_min), x, [16_384]):
-            yield f"{name}; dt from {dt_min:.0e}", *both
+        for name, ours, exact in views(S4D(CHANNELS, dt_min=dt_min, dt_max=100 * dt_min), x, [16_384]):
+            yield f"{name}; dt from {dt_min:.0e}", ours, exact
     taps = torch.randn(CHANNELS, length) * torch.exp(-10 * torch.arange(length) / length)
 
     def filtered(dtype: torch.dtype) -> Tensor:

@@ -4,10 +4,11 @@ python examples/whole_book.py                                       trains a sma
 python examples/whole_book.py --run runs/s4d-20260101-120000        takes that of a run
 
 The document is the held-out files of the corpus, one after the other.  The model is an S4D, whose memory does not grow
-with what it reads; it learns with its state carried over 16,384 bytes while gradients reach over 2,048.
+with what it reads; it learns with its state carried over 4,096 bytes while gradients reach over 1,024.
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from longreach.training.optimiser import make_optimiser, set_lr_factor
 from longreach.training.plots import BLUE, GREY, plot_axes
 
 BLOCKS = 100
-LOG_2 = 0.6931471805599453
+LOG_2 = math.log(2)
 
 
 def new_model(vocab_size: int) -> LanguageModel:
@@ -38,7 +39,7 @@ def train_for(minutes: float, corpus: Corpus) -> LanguageModel:
     model = corpus.build(new_model)
     assert isinstance(model, LanguageModel)
     optimiser = make_optimiser(model, TrainingOptions(minutes=minutes, lr=5e-3))
-    began, step, bits = time.perf_counter(), 0, 0.0
+    began, step, n_bytes, bits = time.perf_counter(), 0, 0, 0.0
     while step == 0 or time.perf_counter() - began < 60 * minutes:
         set_lr_factor(optimiser, max(0.0, 1 - (time.perf_counter() - began) / (60 * minutes)))
         batch, state, total = corpus.batch(step, 0, 1), None, 0.0
@@ -49,8 +50,8 @@ def train_for(minutes: float, corpus: Corpus) -> LanguageModel:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        step, bits = step + 1, total / batch.weight / LOG_2
-    print(f"trained for {step:,} steps of {batch.weight:,} bytes, the last at {bits:.3f} bits per byte")
+        step, n_bytes, bits = step + 1, n_bytes + batch.weight, total / batch.weight / LOG_2
+    print(f"trained for {step:,} steps on {n_bytes:,} bytes, the last at {bits:.3f} bits per byte")
     return model
 
 
@@ -58,7 +59,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--run", type=Path, help="the folder of a trained run, instead of training")
 parser.add_argument("--data", default="stdlib", help="what is trained on where no run is given")
 parser.add_argument("--minutes", type=float, default=1.0, help="how long")
-parser.add_argument("--context", type=int, default=16_384, help="bytes over which the state is carried in training")
+parser.add_argument("--context", type=int, default=4096, help="bytes over which the state is carried in training")
 parser.add_argument("--bytes", type=int, default=1_000_000, help="length of the document")
 parser.add_argument("--out", type=Path, default=Path("whole_book.png"))
 options = parser.parse_args()
@@ -71,9 +72,9 @@ else:
     corpus = Corpus(
         options.data,
         context=options.context,
-        batch_size=2,
+        batch_size=1,
         split=Split(validation=0.01, test=0.12),  # of the standard library, 12% are more than a million bytes
-        truncation=min(2048, options.context),
+        truncation=min(1024, options.context),
     )
     corpus.prepare()
     model = train_for(options.minutes, corpus)
@@ -97,5 +98,6 @@ with plot_axes(options.out, x_label="position in the document (bytes)", y_label=
         edges[:-1], cost, where="post", color=BLUE, linewidth=1.2, label=f"each {len(document) // BLOCKS:,} bytes"
     )
     axes.plot(ends[len(ends) // BLOCKS :], running[len(ends) // BLOCKS :], color=GREY, label="all bytes up to here")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.legend(frameon=False)
 print(f"plot: {options.out}")

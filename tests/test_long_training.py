@@ -33,15 +33,16 @@ class Watched(nn.Module):
     def __init__(self, width: int = 6, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.linear, self.unused = nn.Linear(width, width), nn.Parameter(torch.ones(()))
+        self.twins = nn.ParameterList(torch.randn(width) for _ in range(2))  # their gradients are one tensor
         self.dropout = nn.Dropout(dropout)
         self.frozen = nn.Parameter(torch.randn(width), requires_grad=False)
         self.seen: list[tuple[int, torch.dtype]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Scaled and mapped."""
-        y = self.linear(self.frozen * x)
-        self.seen.append((x.shape[1], y.dtype))
-        return self.dropout(y).exp()
+        product = self.linear(self.frozen * x)
+        self.seen.append((x.shape[1], product.dtype))
+        return self.dropout(product + (self.twins[0] + self.twins[1])).exp()
 
 
 def gradients(module: nn.Module, y: Tensor, *inputs: Tensor) -> list[Tensor | None]:
@@ -83,13 +84,17 @@ def test_pieces_can_lie_along_another_axis_of_the_result() -> None:
 def test_pieces_repeat_their_dropout() -> None:
     """What was dropped in the forward pass is dropped for the gradient, and pieces differ from each other."""
     module, x = Watched(dropout=0.5).double(), torch.zeros(1, 8, 6, dtype=torch.float64, requires_grad=True)
-    nn.init.ones_(module.linear.bias)
+    for parameter in (module.linear.bias, *module.twins):
+        nn.init.ones_(parameter)
     y = piecewise(module, [x], list(module.parameters()), 4)
     kept = y > 1
     assert 0 < kept.sum() < kept.numel()
     assert not torch.equal(kept[:, :4], kept[:, 4:])
     (grad,) = torch.autograd.grad(y.sum(), module.linear.bias)
     laws.equal(grad, (2 * y * kept).sum((0, 1)))
+    y = piecewise(module, [x], list(module.parameters()), 4)
+    (grad,) = torch.autograd.grad(y.sum(), module.linear.bias, create_graph=True)
+    laws.equal(grad, (2 * y * (y > 1)).sum((0, 1)))
 
 
 def test_pieces_keep_autocast_for_the_gradient() -> None:

@@ -38,8 +38,8 @@ def piecewise(
         cut: the axis of positions of the inputs.
         join: the axis of positions of the result.
 
-    Everything is done at once under torch.compile, which plans memory itself, and a gradient that is itself to be
-    differentiated.
+    A gradient that is itself to be differentiated keeps everything.  Under torch.compile, which plans memory itself,
+    all positions are taken at once.
     """
     if inputs[0].shape[cut] <= size or torch.compiler.is_compiling():
         return function(*inputs)
@@ -132,16 +132,19 @@ class _Piecewise(torch.autograd.Function):
 
 
 def _sum(total: Tensor | None, add: Tensor | None) -> Tensor | None:
-    """The sum of what is there, in the memory of the total."""
-    return total if add is None else add if total is None else total.add_(add)
+    """The sum of what is there; a new tensor, because gradients of several parameters may be one and the same."""
+    return total if add is None else add if total is None else total + add
 
 
 def _differentiable_gradients(
     settings: _Settings, inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """All gradients, as functions of everything that they depend on."""
-    with settings.applied(0):
-        y = settings.function(*inputs)
+    results = []
+    for start, length in settings.pieces(inputs):
+        with settings.applied(start):
+            results.append(settings.function(*(x.narrow(settings.cut, start, length) for x in inputs)))
+    y = torch.cat(results, dim=settings.join)
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need] + [*settings.parameters]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in [*needed, *[True] * len(settings.parameters)]]
