@@ -30,7 +30,7 @@ OPTIONALLY_LIMITED = ("DSS", "Sinkhorn")
 """Mixers that need a `max_length` for long sequences, though it has a default."""
 LONG_RUN = 5.0
 """A run of this many seconds is not repeated."""
-PATIENCE = 4
+PATIENCE = 12
 """A process that is silent for this many times the limit is stopped."""
 NEEDED = {"n_heads": 4}
 """Values for arguments that have no default, apart from `max_length`, which gets the length that is measured."""
