@@ -26,7 +26,8 @@ from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
 from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
-from longreach.mixers.short_projection import leave, project, short_weights, shorten
+from longreach.mixers.short_projection import project, short_weights, shorten
+from longreach.ops.linear_channels import linear_from_channels
 from longreach.ops.long_conv import long_conv
 from longreach.ops.online_conv import (
     OnlineConvState,
@@ -181,4 +182,4 @@ class Hyena(SequenceMixer[HyenaState]):
             after = gates[0] if stage == self.order - 2 else None
             v = convolve(stage, self.dropout(v), before, after)
         y = ACTIVATIONS[self.activation](v)
-        return leave(y, self.out)
+        return linear_from_channels(y, self.out.weight, self.out.bias)

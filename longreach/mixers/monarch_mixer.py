@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
-from longreach.mixers.short_projection import leave, project, short_weights, shorten
+from longreach.mixers.short_projection import project, short_weights, shorten
+from longreach.ops.linear_channels import linear_from_channels
 from longreach.ops.long_conv import long_conv
 from longreach.ops.online_conv import (
     OnlineConvState,
@@ -107,7 +108,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         y = convolve(self.dropout(v), self.filter, self.skip, x_1, x_2)
         if self.residual_filter is not None:
             y = y + convolve(_silent(x, mask).mT, self.residual_filter, self.residual_skip)
-        return leave(self.dropout(y), self.out)
+        return linear_from_channels(self.dropout(y), self.out.weight, self.out.bias)
 
     def init_state(self, batch_size: int) -> MonarchMixerState:
         """Nothing has been read."""
@@ -146,7 +147,9 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         if self.residual_filter is not None:
             y = y + convolve(_silent(x, mask).mT, self.residual_filter, self.residual_skip)
         tail = short_conv_tail(projected, state.tail, self.short_width)
-        return leave(self.dropout(y), self.out), MonarchMixerState(tail, tuple(stages))
+        return linear_from_channels(self.dropout(y), self.out.weight, self.out.bias), MonarchMixerState(
+            tail, tuple(stages)
+        )
 
     def _branches(
         self, projected: Float[Tensor, "b c l"], mask: Bool[Tensor, "b l"] | None, tail: Float[Tensor, "b c _"] | None

@@ -1,4 +1,4 @@
-"""Projections that pass a short convolution, channels first: how Hyena and Monarch Mixer begin, and how they end.
+"""Projections that pass a short convolution, channels first: how Hyena and Monarch Mixer begin.
 
 Padding is zero after the projection and again after the convolution, whose bias would otherwise fill it, so that it
 never influences anything.
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from longreach.ops.linear_channels import linear_to_channels
 from longreach.ops.short_conv import short_conv
 
 
@@ -24,9 +25,7 @@ def short_weights(channels: int, width: int) -> tuple[nn.Parameter, nn.Parameter
 
 def project(x: Float[Tensor, "b l d"], linear: nn.Linear, mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b c l"]:
     """The linear map at every position, zero at padding; O(b l d c)."""
-    rows = x.flatten(0, 1).mT  # one product gives this layout faster than one for each row of the batch
-    product = torch.addmm(linear.bias[:, None], linear.weight, rows)
-    projected = product.unflatten(1, x.shape[:2]).transpose(0, 1)
+    projected = linear_to_channels(x, linear.weight, linear.bias)
     return projected if mask is None else projected.masked_fill(~mask[:, None], 0.0)
 
 
@@ -40,8 +39,3 @@ def shorten(
     """The short convolution of a chunk that follows `tail`, zero at padding; O(b l c k)."""
     branches = short_conv(projected, weight, bias, tail)
     return branches if mask is None else branches.masked_fill(~mask[:, None], 0.0)
-
-
-def leave(y: Float[Tensor, "b d l"], linear: nn.Linear) -> Float[Tensor, "b l d"]:
-    """The linear map at every position of a channels-first tensor; O(b l d^2)."""
-    return torch.baddbmm(linear.bias, y.mT, linear.weight.mT.expand(y.shape[0], -1, -1))

@@ -19,7 +19,7 @@ from torch import Tensor
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.linear_scan_native import DTYPES, native_scan
-from longreach.ops.native import MISSING
+from longreach.ops.native import refusal
 
 
 def _common(a: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,10 +75,8 @@ def _blocked(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
 
 
 def _native_refuses(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, the input is on {x.device.type}"
     dtype = torch.promote_types(torch.promote_types(a.dtype, x.dtype), initial.dtype)
-    return MISSING if dtype in DTYPES else f"has no kernel for {dtype}"
+    return refusal(x.device, dtype, DTYPES)
 
 
 @linear_scan.backend("native", refuses=_native_refuses)

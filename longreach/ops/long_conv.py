@@ -21,7 +21,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.fft_conv import Plan, fft_conv, linear_plan
 from longreach.ops.long_conv_native import DTYPES, native_long_conv
-from longreach.ops.native import MISSING
+from longreach.ops.native import refusal
 
 
 def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
@@ -127,12 +127,10 @@ def _native_refuses(
     gate_after: Tensor | None = None,
     period: int | None = None,
 ) -> str | None:
-    if u.device.type != "cpu":
-        return f"runs on the CPU, the input is on {u.device.type}"
     if period is not None:
         return "convolves on a line, not on a circle"
     wide = torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
-    return MISSING if wide in DTYPES else f"has no kernel for {wide}"
+    return refusal(u.device, wide, DTYPES)
 
 
 @long_conv.backend("native", refuses=_native_refuses)

@@ -8,7 +8,7 @@ LONGREACH_KERNELS of the environment names another folder to look in; an empty f
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -47,6 +47,13 @@ MISSING: str | None = _NAME_OR_REASON if _LIBRARY is None else None
 """Why there are no compiled kernels, or None if there are."""
 INSTRUCTIONS: str | None = None if _LIBRARY is None else _NAME_OR_REASON
 """What the kernels in use were compiled for: avx512, avx2 or baseline."""
+
+
+def refusal(device: torch.device, dtype: torch.dtype, dtypes: Collection[torch.dtype]) -> str | None:
+    """Why kernels for these dtypes on the CPU cannot run, or None."""
+    if device.type != "cpu":
+        return f"runs on the CPU, the input is on {device.type}"
+    return MISSING if dtype in dtypes else f"has no kernel for {dtype}"
 
 
 def address(x: Shaped[Tensor, "..."] | None) -> ctypes.c_void_p:

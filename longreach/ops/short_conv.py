@@ -14,7 +14,7 @@ from torch.nn.functional import conv1d, pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
-from longreach.ops.native import MISSING
+from longreach.ops.native import refusal
 from longreach.ops.short_conv_groups import short_conv_groups
 from longreach.ops.short_conv_native import DTYPES, native_short_conv
 
@@ -82,10 +82,8 @@ def _groups(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor 
 
 
 def _native_refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, the input is on {x.device.type}"
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-    return MISSING if wide in DTYPES else f"has no kernel for {wide}"
+    return refusal(x.device, wide, DTYPES)
 
 
 @short_conv.backend("native", refuses=_native_refuses)

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
-from longreach.ops.native import MISSING
+from longreach.ops.native import refusal
 from longreach.ops.vandermonde_native import DTYPES, native_adjoint, native_sums
 
 
@@ -85,9 +85,7 @@ def _blocked_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _native_refuses(values: Tensor, log_ratio: Tensor, length: int | None = None) -> str | None:
-    if values.device.type != "cpu":
-        return f"runs on the CPU, the input is on {values.device.type}"
-    return MISSING if log_ratio.dtype in DTYPES else f"has no kernel for {log_ratio.dtype}"
+    return refusal(values.device, log_ratio.dtype, DTYPES)
 
 
 @vandermonde.backend("native", refuses=_native_refuses)
