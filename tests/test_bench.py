@@ -9,7 +9,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from longreach.bench import CostOptions, MixerCost, cost_tables, measure_mixers, mixer_names, write_csv, write_plot
+from longreach.bench import (
+    CostOptions,
+    Crossing,
+    MixerCost,
+    cost_tables,
+    crossings,
+    measure_mixers,
+    mixer_names,
+    write_csv,
+    write_plot,
+)
 from longreach.bench.memory import peak_bytes
 from longreach.bench.mixer_costs import _measure_one, _receive, build_mixer
 from longreach.cli.main import run
@@ -41,9 +51,10 @@ def test_costs_are_measured_in_a_process_of_their_own(tmp_path: Path, capsys: py
             assert int(row["training_bytes"]) >= 0
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert '"d_model": 8' in out.with_suffix(".json").read_text()
-    told = capsys.readouterr().out
-    assert "forward and backward, milliseconds" in told
-    assert "Attention" in told
+    told = capsys.readouterr()
+    assert "forward and backward, milliseconds" in told.out
+    assert "take less time than Attention" in told.out
+    assert "4/4 Attention at 128" in told.err
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is known on Linux only")
@@ -113,3 +124,41 @@ def test_what_was_not_measured_stays_empty(tmp_path: Path) -> None:
     assert "250" in told
     with pytest.raises(InputError, match="cannot write"):
         write_csv(tmp_path / "none" / "x.csv", costs)
+
+
+def timed(mixer: str, *seconds: float | None) -> list[MixerCost]:
+    """Training at lengths 64, 256, 1,024."""
+    return [MixerCost(mixer, 64 * 4**i, training_seconds=each) for i, each in enumerate(seconds)]
+
+
+def test_crossings_with_attention() -> None:
+    """Attention is quadratic here; what is linear crosses it where both times are equal."""
+    attention = timed("Attention", 1.0, 16.0, 256.0)
+    others = {
+        "before": timed("before", 0.5, 2.0, 8.0),
+        "between": timed("between", 2.0, 8.0, 32.0),
+        "twice": timed("twice", 0.5, 32.0, 128.0),
+        "never": timed("never", 2.0, 32.0, 512.0),
+        "once": timed("once", 0.5, None, None),
+        "nowhere": timed("nowhere", None, None, None),
+    }
+    found = crossings([*attention, *(cost for costs in others.values() for cost in costs)])
+    assert found == [
+        Crossing("before", 64.0, everywhere=True),
+        Crossing("between", pytest.approx(128.0), everywhere=False),
+        Crossing("twice", pytest.approx(512.0), everywhere=False),
+        Crossing("never", None, everywhere=False),
+        Crossing("once", 64.0, everywhere=True),
+    ]
+    assert crossings(others["before"]) == []
+
+
+def test_many_mixers_get_a_panel_each(tmp_path: Path) -> None:
+    costs = [cost for i in range(12) for cost in timed(f"mixer{i}", 1.0, 2.0 + i, None)] + timed("Attention", 1.0, 4.0)
+    write_plot(tmp_path / "x.png", costs, "title")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(cost_tables(costs))
+    told = console.export_text()
+    assert "not reached" in told
+    assert "mixer0" in told

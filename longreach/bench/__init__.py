@@ -1,5 +1,6 @@
 """Measuring: what every system and every operator costs in time and memory, as tables, files and plots."""
 
+from longreach.bench.crossings import Crossing, crossings
 from longreach.bench.mixer_costs import CostOptions, MixerCost, measure_mixers, mixer_names
 from longreach.bench.operator_cases import OperatorCase, on_torch, operator_cases
 from longreach.bench.operator_costs import OperatorCost, OperatorOptions, measure_operators, select_cases
@@ -8,11 +9,13 @@ from longreach.bench.report import cost_tables, write_csv, write_plot
 
 __all__ = [
     "CostOptions",
+    "Crossing",
     "MixerCost",
     "OperatorCase",
     "OperatorCost",
     "OperatorOptions",
     "cost_tables",
+    "crossings",
     "measure_mixers",
     "measure_operators",
     "mixer_names",

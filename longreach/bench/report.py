@@ -1,13 +1,16 @@
 """What measuring found, for people (tables, log-log plots) and for programs (CSV)."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from longreach.bench.crossings import REFERENCE, Crossing, crossings
 from longreach.bench.mixer_costs import MixerCost
 from longreach.errors import InputError
 
@@ -18,8 +21,9 @@ QUANTITIES = {
     "training_bytes": ("forward and backward, peak memory in MiB", 2**-20),
 }
 """Field of MixerCost -> its title, and the factor to the unit in it."""
-LINES = ("-", "--", ":", "-.")
 COLOURS = 10
+"""More mixers than that get a panel each."""
+PANEL_COLUMNS = 6
 
 
 def cost_tables(costs: Sequence[MixerCost]) -> RenderableType:
@@ -27,7 +31,28 @@ def cost_tables(costs: Sequence[MixerCost]) -> RenderableType:
     lengths = sorted({cost.length for cost in costs})
     notes = dict.fromkeys(f"{cost.mixer} from length {cost.length}: {cost.note}" for cost in _first_notes(costs))
     tables = [part for field, (title, _) in QUANTITIES.items() for part in (Text(title), _table(field, costs, lengths))]
-    return Group(*tables, *(Text(note) for note in notes))
+    return Group(*tables, *_crossing_table(crossings(costs)), *(Text(note) for note in notes))
+
+
+def _crossing_table(found: Sequence[Crossing]) -> list[RenderableType]:
+    """Nothing where attention was not measured."""
+    if not found:
+        return []
+    table = Table("")
+    table.add_column("length", justify="right")
+    for crossing in sorted(found, key=lambda crossing: crossing.length or math.inf):
+        table.add_row(crossing.mixer, crossing_text(crossing))
+    return [Text(f"forward and backward take less time than {REFERENCE} from"), table]
+
+
+def crossing_text(crossing: Crossing) -> str:
+    """Two digits: lengths between those that were measured are estimates."""
+    if crossing.length is None:
+        return "not reached"
+    if crossing.everywhere:
+        return f"≤ {crossing.length:,.0f}"
+    unit = 10 ** (math.floor(math.log10(crossing.length)) - 1)
+    return f"{round(crossing.length / unit) * unit:,.0f}"
 
 
 def _first_notes(costs: Sequence[MixerCost]) -> list[MixerCost]:
@@ -68,34 +93,71 @@ def write_csv(path: Path, costs: Sequence[MixerCost]) -> None:
 
 
 def write_plot(path: Path, costs: Sequence[MixerCost], title: str) -> None:
-    """Time and memory against length, both axes logarithmic, a line a mixer, as PNG."""
+    """Time and memory against length, both axes logarithmic, as PNG.
+
+    Few mixers share a panel for each quantity.  Many get a panel each, with their time of training beside attention's.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 10), layout="constrained")
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(2, 2, sharex=True).flat
     names = list(dict.fromkeys(cost.mixer for cost in costs))
-    for axes, (field, (label, factor)) in zip(all_axes, QUANTITIES.items(), strict=True):
-        for i, name in enumerate(names):
-            points = [(c.length, getattr(c, field)) for c in costs if c.mixer == name and getattr(c, field) is not None]
-            if points:
-                x, y = zip(*points, strict=True)
-                style = {"color": f"C{i % COLOURS}", "linestyle": LINES[i // COLOURS % len(LINES)]}
-                axes.plot(x, [factor * value for value in y], marker="o", markersize=3, label=name, **style)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.3, which="both", linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    if len(names) <= COLOURS:
+        _draw_quantities(figure, costs, names)
+    else:
+        _draw_panels(figure, costs, names)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("length", fontsize=10)
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+
+
+def _draw_quantities(figure: Any, costs: Sequence[MixerCost], names: list[str]) -> None:
+    figure.set_size_inches(14, 10)
+    for axes, (field, (label, _)) in zip(figure.subplots(2, 2, sharex=True).flat, QUANTITIES.items(), strict=True):
+        for name in names:
+            _draw_line(axes, costs, name, field, label=name)
+        axes.set_title(label, fontsize=10)
+        _logarithmic(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+
+
+def _draw_panels(figure: Any, costs: Sequence[MixerCost], names: list[str]) -> None:
+    """One panel a mixer, the mixers that cross attention first in front."""
+    where = {crossing.mixer: crossing for crossing in crossings(costs)}
+    order = sorted(names, key=lambda name: (where[name].length or math.inf) if name in where else math.inf)
+    order = [name for name in order if name != REFERENCE]
+    rows = -(-len(order) // PANEL_COLUMNS)
+    figure.set_size_inches(2.7 * PANEL_COLUMNS, 2.1 * rows)
+    panels = list(figure.subplots(rows, PANEL_COLUMNS, sharex=True, sharey=True, squeeze=False).flat)
+    for axes, name in zip(panels, order, strict=False):
+        _draw_line(axes, costs, REFERENCE, "training_seconds", color="0.65")
+        _draw_line(axes, costs, name, "training_seconds", color="C0")
+        told = f", from {crossing_text(where[name])}" if name in where and where[name].length else ""
+        axes.set_title(f"{name}{told}", fontsize=9)
+        _logarithmic(axes)
+        axes.tick_params(axis="x", labelsize=7, rotation=45)
+    for axes in panels[len(order) :]:
+        axes.set_axis_off()
+    figure.supylabel(f"forward and backward, milliseconds; in grey {REFERENCE}", fontsize=10)
+
+
+def _draw_line(axes: Any, costs: Sequence[MixerCost], name: str, field: str, **style: str) -> None:
+    points = [(c.length, getattr(c, field)) for c in costs if c.mixer == name and getattr(c, field) is not None]
+    if points:
+        x, y = zip(*points, strict=True)
+        axes.plot(x, [QUANTITIES[field][1] * value for value in y], marker="o", markersize=3, **style)
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,8 @@
 """`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,11 +61,10 @@ def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.CostOptions)
     names = parsed.mixers or bench.mixer_names()
     costs = []
-    with _progress() as progress:
-        task = progress.add_task("measuring", total=len(names) * len(set(parsed.lengths)))
+    with _progress(len(names) * len(set(parsed.lengths))) as tell:
         for cost in bench.measure_mixers(names, parsed.lengths, options):
             costs.append(cost)
-            progress.update(task, advance=1, description=f"{cost.mixer} at {cost.length:,}")
+            tell(len(costs), f"{cost.mixer} at {cost.length:,}")
     console.print(bench.cost_tables(costs))
     return write_files(parsed.out, costs, options) if parsed.out else []
 
@@ -73,12 +73,11 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.OperatorOptions)
     cases = bench.select_cases(bench.operator_cases(), parsed.operators, options)
     costs = []
-    with _progress() as progress:
-        task = progress.add_task("measuring", total=sum(len(case.lengths) for case in cases))
+    with _progress(sum(len(case.lengths) for case in cases)) as tell:
         for cost in bench.measure_operators(cases, options):
             costs.append(cost)
             found = {(each.operator, each.case, each.length) for each in costs}
-            progress.update(task, completed=len(found), description=f"{cost.operator} at {cost.length:,}")
+            tell(len(found), f"{cost.operator}, {cost.case}, at {cost.length:,}")
     console.print(bench.operator_table(costs))
     if not parsed.out:
         return []
@@ -89,11 +88,17 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     return [table, plot]
 
 
-def _progress() -> Progress:
-    """A bar on stderr, where that is a terminal."""
-    console = Console(stderr=True)
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """What tells how many of `total` measurements are done, on stderr: a bar in a terminal, else a line for each."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield lambda done, what: console.print(f"{done}/{total} {what}", soft_wrap=True)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("measuring", total=total)
+        yield lambda done, what: progress.update(task, completed=done, description=what)
 
 
 def _paths(out: Path, *suffixes: str) -> list[Path]:
