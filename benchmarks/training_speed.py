@@ -1,9 +1,10 @@
 """Tokens per second of training: language models on our kernels and on torch alone, in one process and in turn.
 
-    python benchmarks/training_speed.py [--threads 2] [--precision bfloat16] [--models s4d hyena]
+    python benchmarks/training_speed.py [--threads 2] [--precision bfloat16] [--models s4d hyena attention]
 
 `s4d` is the model of the published example (S4D, GELU, gated linear map; 64 states), `hyena` a block of the published
-language model (filters of width 64, MLP of four times the width); both have 4 layers of width 128 and read bytes.
+language model (filters of width 64, MLP of four times the width), `attention` the same with attention of 2 heads and
+rotary positions in the place of Hyena; all have 4 layers of width 128 and read bytes.
 A step is forward, backward and AdamW.  With one thread the time is that of the processor, with more that of the clock.
 Prints one JSON line a model.
 """
@@ -13,17 +14,18 @@ import contextlib
 import json
 import statistics
 import time
+from functools import partial
 
 import torch
 
 from longreach.bench import on_torch
-from longreach.mixers import S4D, Hyena
+from longreach.mixers import S4D, Attention, Hyena
 from longreach.models import GLU, MLP, Backbone, LanguageModel
 from longreach.training.optimiser import make_optimiser
 from longreach.training.options import TrainingOptions
 
 VOCABULARY, WIDTH, LAYERS = 256, 128, 4
-SIZES = {"s4d": (8, 2048), "hyena": (2, 8192)}
+SIZES = {"s4d": (8, 2048), "hyena": (2, 8192), "attention": (2, 8192)}
 """Batch and length."""
 
 
@@ -32,9 +34,10 @@ def make_model(name: str) -> LanguageModel:
     if name == "s4d":
         backbone = Backbone(WIDTH, n_layers=LAYERS, mixers=[S4D], channel_mixer=GLU, layout="joint")
     else:
-        hyena = [lambda width: Hyena(width, max_length=SIZES[name][1])]
+        hyena, attention = partial(Hyena, max_length=SIZES[name][1]), partial(Attention, n_heads=2)
+        mixer = hyena if name == "hyena" else attention
         backbone = Backbone(
-            WIDTH, n_layers=LAYERS, mixers=hyena, channel_mixer=lambda width: MLP(width, activation="gelu_tanh")
+            WIDTH, n_layers=LAYERS, mixers=[mixer], channel_mixer=lambda width: MLP(width, activation="gelu_tanh")
         )
     return LanguageModel(VOCABULARY, backbone)
 
