@@ -92,9 +92,9 @@ class LinearFunctions(SyntheticTask):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for inputs, targets in self.held_out():
-                value = targets[:, -1]
-                wrong += float((model(inputs.to(device))[:, -1].float().cpu() - value).square().sum())
+            for batch in self.held_out():
+                value = batch.targets[:, -1]
+                wrong += float((model(batch.inputs.to(device))[:, -1].float().cpu() - value).square().sum())
                 total += float(value.square().sum())
         model.train(was_training)
         return Evaluation({"explained": 1 - wrong / total, "loss": wrong / self.n_held_out, "chance": 0.0}, {})

@@ -60,8 +60,8 @@ class SyntheticTask(Task):
             )
         share = self.batch_size // parts
         mine = slice(part * share, (part + 1) * share)
-        inputs, targets = self.make(Draws(type(self).__name__, self.seed, "step", step), self.batch_size)
-        return Batch(inputs[mine], targets[mine])
+        whole = self.make(Draws(type(self).__name__, self.seed, "step", step), self.batch_size)
+        return Batch(whole.inputs[mine], whole.targets[mine])
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out examples, as many at once as in a step."""
@@ -129,7 +129,8 @@ class TokenTask(SyntheticTask):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for inputs, _ in self.held_out():
+            for batch in self.held_out():
+                inputs = batch.inputs
                 answers = torch.from_numpy(self.solve(inputs.numpy()))
                 asked = answers != IGNORED
                 wanted = answers[asked]
