@@ -21,6 +21,7 @@ import zstandard
 from corpus_toys import write_texts
 
 from longreach.errors import InputError
+from longreach.tasks import cache_folder
 from longreach.tasks.corpora import build, cache
 from longreach.tasks.corpora.build import CorpusPlan
 from longreach.tasks.corpora.cache import TokenCache, open_or_build
@@ -315,7 +316,7 @@ def test_a_disk_that_is_full_later_keeps_the_earlier_cache(
 
     (texts / "new.txt").write_text("new")
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "flush_to_disk", full)
+        patch.setattr(cache_folder, "flush_to_disk", full)
         with pytest.raises(InputError, match="the disk is full"):
             open_or_build(plan(texts), root)
     (texts / "new.txt").unlink()

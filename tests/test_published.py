@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longreach.errors import InputError
 from longreach.mixers import Attention, FilterOptions, Hyena
-from longreach.models import MLP, Backbone, LanguageModel
+from longreach.models import MLP, Backbone
 from longreach.models.classifier import Classifier
 from longreach.models.learned_positions import LearnedPositions
 from longreach.models.published import load_published, read_tensors
@@ -224,16 +224,3 @@ def test_the_shorter_of_positions_and_filters_is_the_limit() -> None:
     laws.refuses_what_is_too_long(positioned(length=20).double().eval())
     with pytest.raises(InputError, match="length=0"):
         positioned(length=0)
-
-
-def test_a_classifier_averages_what_is_real() -> None:
-    encoder = LanguageModel(11, Backbone(8, n_layers=1, mixers=[Attention], channel_mixer=MLP))
-    model = Classifier(3, encoder).double().eval()
-    tokens = torch.randint(11, (2, 9))
-    mask = torch.arange(9) < torch.tensor([[9], [4]])
-    logits = model(tokens, mask)
-    laws.equal(logits[:1], model(tokens[:1]))
-    laws.equal(logits[1:], model(tokens[1:, :4]))
-    laws.equal(logits[0], model.output(model.encoder.hidden(tokens)[0].mean(0)))
-    with pytest.raises(InputError, match="tied=True"):
-        Classifier(3, LanguageModel(11, encoder.backbone, tied=False))

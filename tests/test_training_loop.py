@@ -242,7 +242,7 @@ class NoTargets(CountingTask):
     """Nothing to learn from at step 2."""
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
-        inputs, targets = super().batch(step, part, parts)
+        inputs, targets, _ = super().batch(step, part, parts)
         return Batch(inputs, torch.full_like(targets, -100) if step == 1 else targets)
 
 

@@ -126,7 +126,7 @@ class TrapTask(CountingTask):
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """As ever, but for that."""
-        inputs, targets = super().batch(step, part, parts)
+        inputs, targets, _ = super().batch(step, part, parts)
         return Batch(torch.zeros_like(inputs) if step == 6 and part == parts - 1 else inputs, targets)
 
 

@@ -135,21 +135,17 @@ def build(config: Config, variant: Variant) -> LanguageModel | Classifier:
     dropout = float(given["embed_dropout"])
     if positions:  # the published dropout comes after the positions
         backbone, dropout = LearnedPositions(backbone, length=positions, dropout=dropout), 0.0
-    model = LanguageModel(_padded(given), backbone, dropout=dropout)
-    return Classifier(given["n_classes"], model) if given["use_head"] else model
+    if given["use_head"]:
+        return Classifier(_padded(given), backbone, n_classes=given["n_classes"], dropout=dropout)
+    return LanguageModel(_padded(given), backbone, dropout=dropout)
 
 
 def rules(model: LanguageModel | Classifier, variant: Variant, config: Config) -> list[Rule]:
     """Where every tensor of a model comes from."""
-    if isinstance(model, Classifier):
-        d_model, n_classes = model.output.in_features, model.output.out_features
-        head = [
-            Rule("output.weight", HEAD, (n_classes, d_model)),
-            Rule("output.bias", "head.output_transform.bias", (n_classes,)),
-        ]
-        return head + [rule._replace(ours=f"encoder.{rule.ours}") for rule in rules(model.encoder, variant, config)]
     backbone, where = model.backbone, "backbone"
     found = [Rule("embedding.weight", EMBEDDING, tuple(model.embedding.weight.shape))]
+    if isinstance(model, Classifier):
+        found += same("head.output", "head.output_transform", model.head.output)
     if isinstance(backbone, LearnedPositions):
         found.append(Rule("backbone.table", POSITIONS, tuple(backbone.table.shape)))
         backbone, where = backbone.inner, "backbone.inner"

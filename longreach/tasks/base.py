@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from longreach.mixers.base import State
@@ -25,6 +26,13 @@ class Batch(NamedTuple):
     """Tokens `(batch, length)` int64, or features `(batch, length, dim)`."""
     targets: Tensor
     """What is to be predicted; -100 where nothing is."""
+    mask: Tensor | None = None
+    """True where there is data and False where there is padding; None if there is no padding."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), mask)
 
     @property
     def weight(self) -> int:
@@ -86,6 +94,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Judge the model on held-out data, in eval mode and without gradients."""
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of the finished run's best model, in eval mode, on data that decided on nothing; none by default."""
+        return {}
 
     @abstractmethod
     def describe_loss(self, loss: float) -> dict[str, float]:

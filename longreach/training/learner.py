@@ -119,8 +119,7 @@ class Learner:
         return share
 
     def _loss(self, model: nn.Module, batch: Batch, state: State | None) -> tuple[Tensor, State | None]:
-        device = self.processes.device
-        return self.task.loss_after(model, Batch(batch.inputs.to(device), batch.targets.to(device)), state)
+        return self.task.loss_after(model, batch.to(self.processes.device), state)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.options.precision == "bfloat16"
