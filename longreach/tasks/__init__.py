@@ -5,18 +5,34 @@ from longreach.tasks.classification import Classification, Loading
 from longreach.tasks.corpora import Corpus, MaskedCorpus
 from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
 from longreach.tasks.labelled import Example
+from longreach.tasks.recall import (
+    Addition,
+    AssociativeRecall,
+    Counting,
+    InductionHead,
+    LinearFunctions,
+    Majority,
+    MultiQueryRecall,
+)
 
 __all__ = [
+    "Addition",
+    "AssociativeRecall",
     "Batch",
     "Classification",
     "Corpus",
+    "Counting",
     "Curve",
     "Evaluation",
     "Example",
     "FeatureEncoding",
+    "InductionHead",
+    "LinearFunctions",
     "Loading",
+    "Majority",
     "MaskedCorpus",
     "ModelFactory",
+    "MultiQueryRecall",
     "Task",
     "TokenEncoding",
 ]
