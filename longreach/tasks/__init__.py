@@ -5,6 +5,7 @@ from longreach.tasks.classification import Classification, Loading
 from longreach.tasks.corpora import Corpus, MaskedCorpus
 from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
 from longreach.tasks.labelled import Example
+from longreach.tasks.lra import ListOps
 from longreach.tasks.recall import (
     Addition,
     AssociativeRecall,
@@ -28,6 +29,7 @@ __all__ = [
     "FeatureEncoding",
     "InductionHead",
     "LinearFunctions",
+    "ListOps",
     "Loading",
     "Majority",
     "MaskedCorpus",
