@@ -231,6 +231,17 @@ def test_checkpoints_and_evaluations_keep_their_own_intervals(tmp_path: Path, mo
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("task", "values"), [(ScriptedTask, [3.0, 2.5, 2.0, 9.0]), (HighestTask, [1.0, 1.5, 2.0, 0.0])]
+)
+def test_a_run_ends_where_its_objective_is_as_good_as_wanted(tmp_path: Path, task: type, values: list[float]) -> None:
+    result = small_run(tmp_path / "run", task=task(values), evaluate_every=2, steps=10, stop_at=2.0)
+    assert result.finished
+    assert metrics(tmp_path / "run")[-1]["step"] == 6
+    state = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())
+    assert state["position"]["step"] == state["position"]["steps"] == 6
+
+
 def test_an_objective_that_is_not_measured_is_named(tmp_path: Path) -> None:
     task = CountingTask()
     task.objective = "accuracy"

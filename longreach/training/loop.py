@@ -129,15 +129,15 @@ class Loop:
         position, options = self.position, self.learner.options
         at_end = position.step == position.steps
         interval = evaluation_interval(position.steps, options) if position.steps is not None else None
-        if at_end or (interval and position.step % interval == 0):
-            self._evaluate()
+        if (at_end or (interval and position.step % interval == 0)) and self._evaluate():
+            position.steps, at_end = position.step, True
         interval = options.save_every or interval
         if at_end or stopping or (interval and position.step % interval == 0):
             self._save()
 
-    def _evaluate(self) -> None:
-        """Judge the model, and keep it as the best if it is."""
-        position, task = self.position, self.learner.task
+    def _evaluate(self) -> bool:
+        """Judge the model, and keep it as the best if it is; whether it is as good as `stop_at`."""
+        position, task, goal = self.position, self.learner.task, self.learner.options.stop_at
         evaluation = self.learner.evaluate()
         if task.objective not in evaluation.metrics:
             raise InputError(
@@ -159,6 +159,7 @@ class Loop:
                 "evaluation": {"metrics": evaluation.metrics, "curves": curves},
             }
             self.learner.save(self._folder.checkpoints / "best", state, to_resume=False)
+        return goal is not None and sign * value <= sign * goal
 
     def _save(self) -> None:
         self.position.seconds = self._elapsed()

@@ -37,6 +37,8 @@ class TrainingOptions:
     """`bfloat16` runs dense products under autocast; weights, optimiser and spectra stay in float32."""
     evaluate_every: int | None = None
     """Steps between evaluations; by default ten evaluations in the run.  The last step is always evaluated."""
+    stop_at: float | None = None
+    """End the run at the first evaluation whose objective is as good as this."""
     save_every: int | None = None
     """Steps between checkpoints; by default at every evaluation.  The last step is always saved."""
     log_every: int = 1
