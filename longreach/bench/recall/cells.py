@@ -1,0 +1,175 @@
+"""A cell of a table: one system trained on one task at one length and vocabulary.
+
+Each cell is a run in a folder of its own, with a configuration that repeats it (`longreach train --config ...`), and
+`result.json` when it is finished.  A finished cell is not trained again, one that was stopped is continued.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from longreach.bench.recall.systems import Size, model_config, system_of
+from longreach.bench.recall.tasks import kind_of, task_arguments
+from longreach.disk import replace_text
+from longreach.errors import InputError
+from longreach.tasks.recall import SyntheticTask
+from longreach.training import DivergenceError, RunFolder, TrainingOptions, read_experiment, train
+from longreach.training.run_folder import machine
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions:
+    """How the cells are trained.
+
+    Attributes:
+        steps: Optimiser steps of a cell, 3,000 unless `minutes` are given.
+        minutes: Wall-clock budget of a cell instead.
+        width: Channels of the models.
+        layers: Layers of the models.
+        batch_size: Examples per step.
+        held_out: Held-out examples; the best of ten evaluations on them is reported.
+        lr: Peak learning rate instead of the system's own.
+        seed: Of weights and examples.
+        threads: Threads on the CPU; by default what torch chooses.
+        device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    width: int = 64
+    layers: int = 2
+    batch_size: int = 32
+    held_out: int = 500
+    lr: float | None = None
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+
+
+class Cell(NamedTuple):
+    """Where a number stands."""
+
+    task: str
+    system: str
+    length: int
+    size: int | None
+    """Of the vocabulary (of the points, for functions); None where the task has but one."""
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        size = "" if self.size is None else f"-{kind_of(self.task).size}-{self.size}"
+        return f"{self.task}-{self.system}-length-{self.length}{size}"
+
+
+class CellResult(NamedTuple):
+    """What a cell has come to, as result.json has it."""
+
+    task: str
+    system: str
+    length: int
+    size: int | None
+    score: float | None
+    """Accuracy on the questions, or the explained share of the variance; None if training diverged."""
+    chance: float
+    majority: float | None
+    """The rate of the most frequent answer, where answers are tokens."""
+    best_step: int | None
+    steps: int
+    seconds: float
+    parameters: int
+    options: dict[str, Any]
+    machine: dict[str, Any]
+    note: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        """Where it stands."""
+        return Cell(self.task, self.system, self.length, self.size)
+
+
+def configure(cell: Cell, options: RecallOptions) -> dict[str, Any]:
+    """The configuration of a cell's run."""
+    arguments = {
+        **task_arguments(cell.task, cell.length, cell.size),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "n_held_out": options.held_out,
+    }
+    task: SyntheticTask = kind_of(cell.task).build(**arguments)
+    steps = 3000 if options.steps is None and options.minutes is None else options.steps
+    return {
+        "task": {"class_path": kind_of(cell.task).class_name, "init_args": arguments},
+        "model": model_config(cell.system, Size(options.width, options.layers, task.n_positions)),
+        "training": {
+            "steps": steps,
+            "minutes": options.minutes,
+            "lr": options.lr or system_of(cell.system).lr,
+            "warmup_steps": 100 if steps is None else max(1, steps // 10),
+            "stop_at": GOAL,
+            "seed": options.seed,
+            "threads": options.threads,
+            "device": options.device,
+        },
+    }
+
+
+GOAL = 1.0
+"""A cell in which every held-out answer is right is finished."""
+
+
+def run_cell(cell: Cell, options: RecallOptions, out: Path) -> CellResult | None:
+    """Train one cell, or go on with it, or read what it came to; None if it was stopped by a signal."""
+    folder = RunFolder(out / cell.name)
+    if (folder.path / RESULT).exists():
+        return _read(folder.path / RESULT)
+    if not folder.config.exists():
+        folder.create()
+        replace_text(folder.config, json.dumps(configure(cell, options), indent=1))
+    experiment = read_experiment(folder.config)
+    try:
+        run = train(
+            experiment.task, experiment.model, experiment.training, folder.path, resume=True, config=experiment.config
+        )
+        if not run.finished:
+            return None
+        note = ""
+    except DivergenceError as error:
+        note = str(error)
+    result = _result(cell, experiment.training, experiment.task, folder, note)
+    replace_text(folder.path / RESULT, json.dumps(result._asdict(), indent=1) + "\n")
+    return result
+
+
+def _result(cell: Cell, training: TrainingOptions, task: Any, folder: RunFolder, note: str) -> CellResult:
+    record = folder.read_record()
+    found = record.get("result", {})
+    metrics = found.get("metrics") or {}
+    return CellResult(
+        *cell,
+        score=metrics.get(task.objective),
+        chance=metrics.get("chance", 0.0),
+        majority=metrics.get("majority"),
+        best_step=found.get("best_step"),
+        steps=found.get("step", 0),
+        seconds=round(found.get("seconds", 0.0), 1),
+        parameters=record["model"]["parameters"],
+        options={"batch_size": task.batch_size, "held_out": task.n_held_out, **asdict(training)},
+        machine=machine(),
+        note=note,
+    )
+
+
+def read_results(out: Path) -> list[CellResult]:
+    """All finished cells in a folder, in the order of the names of their folders."""
+    return [_read(path) for path in sorted(out.glob(f"*/{RESULT}"))]
+
+
+def _read(path: Path) -> CellResult:
+    try:
+        return CellResult(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}; remove its folder, and the cell is trained again") from error

@@ -1,0 +1,94 @@
+"""`longreach recall TASK`: train systems on a synthetic task, cell by cell, and show the table of the papers."""
+
+from itertools import product
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from longreach.bench import recall
+from longreach.cli.command import Command
+from longreach.cli.options import add_options, build_options
+from longreach.errors import InputError
+
+STOPPED = 130
+DEFAULT_LENGTH = 128
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Which cells, how they are trained, and where they go."""
+    parser.add_argument("task", type=str, help=f"One of {', '.join(recall.TASKS)}.")
+    listed = "+"
+    parser.add_argument("--systems", nargs=listed, type=str, help=f"Of {', '.join(recall.SYSTEMS)}; by default all.")
+    parser.add_argument("--lengths", nargs=listed, type=str, default=[str(DEFAULT_LENGTH)], help="For example 128,512.")
+    parser.add_argument(
+        "--vocabulary", nargs=listed, type=str, help="For example 10,20 (for functions: numbers of a point)."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/recall"),
+        help="Folder of the cells, table.md, table.csv and plots; a cell that is in it already is not trained again.",
+    )
+    parser.add_argument("--table", action="store_true", help="Only show what is in the folder; train nothing.")
+    add_options(parser, recall.RecallOptions, {})
+
+
+def run(parsed: Namespace) -> int:
+    """Train what is missing, after each cell write the table; show it at the end."""
+    cells = _cells(parsed)
+    options = build_options(parsed, recall.RecallOptions)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    finished = True
+    for number, cell in enumerate([] if parsed.table else cells, start=1):
+        progress.print(f"cell {number} of {len(cells)}: {cell.name}")
+        result = recall.run_cell(cell, options, parsed.out)
+        if result is None:
+            finished = False
+            progress.print("stopped; the same command goes on")
+            break
+        recall.write_files(recall.read_results(parsed.out), parsed.out)
+    _show(parsed, Console(highlight=False, markup=False))
+    return 0 if finished else STOPPED
+
+
+def _show(parsed: Namespace, console: Console) -> None:
+    results = recall.read_results(parsed.out)
+    if not results:
+        console.print(f"no cell is finished in {parsed.out}", soft_wrap=True)
+        return
+    console.print(recall.tables(results))
+    for path in recall.write_files(results, parsed.out):
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+def _cells(parsed: Namespace) -> list[recall.Cell]:
+    """All combinations, the longest last; a mistake in any of them is found before the first is trained."""
+    kind = recall.kind_of(parsed.task)
+    systems = _split(parsed.systems) or list(recall.SYSTEMS)
+    lengths = sorted(_numbers("lengths", parsed.lengths))
+    if kind.size is None and parsed.vocabulary:
+        raise InputError(f"the vocabulary of {parsed.task} is given by the task; leave --vocabulary out")
+    sizes: list[int | None] = [*_numbers("vocabulary", parsed.vocabulary)]
+    cells = [
+        recall.Cell(parsed.task, system, length, size)
+        for length, size, system in product(lengths, sizes or [kind.default_size], systems)
+    ]
+    for cell in cells:
+        recall.configure(cell, recall.RecallOptions())
+    return cells
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Words between commas or blanks."""
+    return [word for value in values or [] for word in value.split(",") if word]
+
+
+def _numbers(name: str, values: list[str] | None) -> list[int]:
+    words = _split(values)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise InputError(f"--{name} takes whole numbers, like 128,512; {wrong[0]!r} is none")
+    return [int(word) for word in words]
+
+
+COMMAND = Command("Train systems on a synthetic recall task and show the papers' table.", add_arguments, run)
