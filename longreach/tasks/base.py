@@ -35,6 +35,13 @@ class Batch(NamedTuple):
         return Batch(self.inputs.to(device), self.targets.to(device), mask)
 
     @property
+    def positions(self) -> int:
+        """The number of positions that are read, padding not counted."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        return self.inputs.numel() // (self.inputs.shape[-1] if self.inputs.is_floating_point() else 1)
+
+    @property
     def weight(self) -> int:
         """The number of targets that count."""
         return int((self.targets != -100).sum())
@@ -62,6 +69,8 @@ class Task(ABC):
     objective: str
     """The metric of `evaluate` that decides which checkpoint is the best; smaller is better unless `maximise`."""
     maximise: bool = False
+    has_test: bool = False
+    """Whether `test` says anything."""
 
     @abstractmethod
     def prepare(self) -> None:

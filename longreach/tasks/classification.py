@@ -82,6 +82,7 @@ class Classification(Task):
 
     objective = "accuracy"
     maximise = True
+    has_test = True
     n_classes: int
     """Labels are from 0 to less than this."""
     encoding: TokenEncoding | FeatureEncoding

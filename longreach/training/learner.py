@@ -36,8 +36,10 @@ class StepResult(NamedTuple):
     """Mean over all targets of the step, in nats, before the update."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
-    tokens: int
+    targets: int
     """Targets in the step."""
+    tokens: int
+    """Positions that were read for them."""
 
 
 class Learner:
@@ -67,19 +69,20 @@ class Learner:
         """
         self.model.train()
         parts = self._parts(step)
-        tokens = round(self.processes.sum(sum(batch.weight for batch in parts.values())))
-        if tokens == 0:
+        targets = round(self.processes.sum(sum(batch.weight for batch in parts.values())))
+        if targets == 0:
             raise InputError(f"step {step} has no targets to learn from; check the task's data")
-        loss = self.processes.sum(self._backward(step, parts, tokens))
+        loss = self.processes.sum(self._backward(step, parts, targets))
         grad_norm = float(
             full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or torch.inf))
         )
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise self._divergence(step, parts, tokens, loss, grad_norm)
+            raise self._divergence(step, parts, targets, loss, grad_norm)
         set_lr_factor(self._optimiser, factor)
         self._optimiser.step()
         self._optimiser.zero_grad()
-        return StepResult(loss, grad_norm, tokens)
+        tokens = round(self.processes.sum(sum(batch.positions for batch in parts.values())))
+        return StepResult(loss, grad_norm, targets, tokens)
 
     def evaluate(self) -> Evaluation:
         """The task's judgement of the model as it is."""
@@ -88,6 +91,11 @@ class Learner:
             evaluation = self._applied(self.task.evaluate)
         reshard(self._applied)
         return evaluation
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """The task's last judgement of a whole model, by this process alone."""
+        with torch.no_grad(), self._autocast():
+            return self.task.test(model.to(self.processes.device).eval())
 
     def save(self, folder: Path, state: Mapping[str, Any], *, to_resume: bool) -> None:
         """Write a checkpoint, with what `resume_from` needs or with the weights only."""
@@ -102,7 +110,7 @@ class Learner:
         numbers = range(mine * self.processes.rank, mine * (self.processes.rank + 1))
         return {part: self.task.batch(step, part, all_parts) for part in numbers}
 
-    def _backward(self, step: int, parts: Mapping[int, Batch], tokens: int) -> float:
+    def _backward(self, step: int, parts: Mapping[int, Batch], targets: int) -> float:
         """Leave the gradient in the parameters; returns this process's share of the loss."""
         share = 0.0
         for part, batch in parts.items():
@@ -112,7 +120,7 @@ class Learner:
                 exchange_gradients(self._applied, part == max(parts) and number == len(pieces))
                 with self._autocast():
                     loss, state = self._applied(self._loss, piece, state)
-                    loss = loss / tokens
+                    loss = loss / targets
                 # averaging over the processes divides by their number
                 (loss * self.processes.count).backward()
                 share += loss.item()
@@ -126,10 +134,10 @@ class Learner:
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=enabled)
 
     def _divergence(
-        self, step: int, parts: Mapping[int, Batch], tokens: int, loss: float, grad_norm: float
+        self, step: int, parts: Mapping[int, Batch], targets: int, loss: float, grad_norm: float
     ) -> DivergenceError:
         self._optimiser.zero_grad()
-        found = first_fault(self.model, lambda: self._backward(step, parts, tokens))
+        found = first_fault(self.model, lambda: self._backward(step, parts, targets))
         self._optimiser.zero_grad()
         faults = [fault for fault in self.processes.collect(found) if fault]
         where = min(faults).place if faults else "nothing when repeated, so a result is not deterministic"

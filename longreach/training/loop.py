@@ -29,7 +29,7 @@ class Position:
     seconds: float = 0.0
     """Spent on them, evaluations and checkpoints included."""
     tokens: int = 0
-    """Targets learned from."""
+    """Positions read; where every position is a target, the targets learned from."""
     best: float | None = None
     """The task's objective at the best evaluation so far."""
     best_step: int | None = None
@@ -89,7 +89,7 @@ class Loop:
         results, seconds = zip(*self._unwritten, strict=True)
         self._unwritten = []
         tokens = sum(result.tokens for result in results)
-        loss = sum(result.loss * result.tokens for result in results) / tokens
+        loss = sum(result.loss * result.targets for result in results) / sum(result.targets for result in results)
         values = {
             "loss": loss,
             **self.learner.task.describe_loss(loss),

@@ -32,7 +32,7 @@ class TrainingResult(NamedTuple):
     finished: bool
     """False if it was stopped by a signal; `train` with `resume=True` continues it."""
     best: Evaluation | None
-    """Of the best checkpoint; None before the first evaluation."""
+    """Of the best checkpoint, with the task's test metrics if the run is finished; None before the first evaluation."""
     plots: list[Path]
     leads: bool
     """Whether this process is the one that talks to the user."""
@@ -96,7 +96,8 @@ def _train(
         finished = Loop(learner, position, folder, log, progress).run()
     if not processes.leads:
         return TrainingResult(folder.path, finished, None, [], leads=False)
-    return _finish(folder, task, position, finished=finished)
+    tested = _test_best(folder, learner, factory) if finished and task.has_test else {}
+    return _finish(folder, task, position, tested, finished=finished)
 
 
 class _RecordedFactory:
@@ -146,9 +147,23 @@ def _begin(folder: RunFolder, learner: Learner, config: str | None, model: Mappi
     )
 
 
-def _finish(folder: RunFolder, task: Task, position: Position, *, finished: bool) -> TrainingResult:
+def _test_best(folder: RunFolder, learner: Learner, factory: ModelFactory) -> dict[str, float]:
+    """The best checkpoint on the test data; in a model of its own, for the trained one may lie in shards."""
+    best = checkpoint.find(folder.checkpoints / "best")
+    if best is None:
+        return {}
+    model = learner.task.build(factory)
+    checkpoint.load_model(model, best)
+    return learner.test(model)
+
+
+def _finish(
+    folder: RunFolder, task: Task, position: Position, tested: Mapping[str, float], *, finished: bool
+) -> TrainingResult:
     """Write the results and draw the plots."""
     best = read_best(folder)
+    if best:
+        best = best._replace(metrics={**best.metrics, **tested})
     folder.add_to_record(
         {
             "result": {
