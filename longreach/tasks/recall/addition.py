@@ -51,7 +51,7 @@ class Addition(TokenTask):
         return answers_at(inputs, slice(2 * self.length - 1, None), _sum(terms))
 
 
-def _sum(terms: Int64[ndarray, "b two e"]) -> Int64[ndarray, "b {e+1}"]:
+def _sum(terms: Int64[ndarray, "b two e"]) -> Int64[ndarray, "b e+1"]:
     """The digits of the sums, by hand: numbers may be longer than any integer type."""
     digits = np.pad(terms.sum(1), [(0, 0), (1, 0)])
     for place in range(digits.shape[1] - 1, 0, -1):
