@@ -24,7 +24,7 @@ from torch import Tensor, nn
 FOLDER = Path(os.environ.get("LONGREACH_GOLDEN", Path(__file__).parent / "golden"))
 PATHS = sorted(FOLDER.rglob("*.safetensors"))
 ADAPTERS = {path.stem for path in (Path(__file__).parent / "adapters").glob("*.py")} - {"__init__"}
-PLANNED = {"butterfly", "listops", "monarch", "pathfinder"} - ADAPTERS
+PLANNED = {"butterfly", "monarch", "pathfinder"} - ADAPTERS
 """Families of systems that are not in this release."""
 
 

@@ -60,6 +60,7 @@ def read_trees(path: Path) -> Iterator[Tree]:
     Quotes around a field, line ends of any kind, a byte order mark and values like 1.0 are understood.  Raises
     InputError that names the line where something else is.
     """
+    number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             fields = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").replace(b'"', b"").split(b"\t")
@@ -68,6 +69,8 @@ def read_trees(path: Path) -> Iterator[Tree]:
                     raise InputError(f"{path} does not begin with {HEAD.decode()!r}; it is not a file of ListOps")
             elif fields != [b""]:
                 yield _read_line(fields, f"{path}, line {number}")
+    if not number:
+        raise InputError(f"{path} is empty; copy it again")
 
 
 def _read_line(fields: list[bytes], where: str) -> Tree:

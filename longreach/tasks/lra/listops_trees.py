@@ -16,7 +16,7 @@ its lower half which digit it is, or which operation of how many arguments.  Tre
 growing.  The numbers are the raw bits of PCG64, which no version of NumPy changes, so a seed means the same bytes
 everywhere.
 
-Axes: t trees, n nodes of a level, c children, k symbols.
+Axes: t trees, n nodes of a level, c children of all of them, k symbols.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ ROOTS = 1 << 13
 """So many trees grow together.  Another number would mean other trees."""
 BRANCHING = 1 << 30
 """A node branches if the upper half of its number is less than this: one in four."""
-PATIENCE = 1000
+PATIENCE = 100
 """So many groups of ROOTS may bring nothing new before the limits are taken for impossible."""
 
 
@@ -142,7 +142,7 @@ def _draw(bits: np.random.PCG64, limits: TreeLimits) -> tuple[list[_Level], Inte
     return levels, lengths
 
 
-def _bottom_up(levels: list[_Level]) -> tuple[list[Integer[ndarray, " n"]], Integer[ndarray, " t"]]:
+def _bottom_up(levels: list[_Level]) -> tuple[list[Integer[ndarray, "_"]], Integer[ndarray, " t"]]:
     """The number of symbols below and with every node of every level, and the values of the roots."""
     sizes: list[ndarray] = []
     size = value = np.zeros(0, np.int64)
@@ -183,7 +183,7 @@ def _apply(
 
 
 def _write(
-    levels: list[_Level], sizes: list[Integer[ndarray, " n"]]
+    levels: list[_Level], sizes: list[Integer[ndarray, "_"]]
 ) -> tuple[UInt8[ndarray, " k"], Integer[ndarray, " t"]]:
     """All trees in one row of symbols, and where each begins."""
     symbols = np.full(int(sizes[0].sum()), CLOSE, np.uint8)
