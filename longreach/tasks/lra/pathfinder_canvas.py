@@ -91,7 +91,7 @@ class Canvases:
 
     def _is_free(self, pivots: Int64[ndarray, " n"], way: Int64[ndarray, " n"]) -> Bool[ndarray, " n"]:
         pixels = (pivots + self.shapes.circle[way])[:, None] + self.shapes.core[way]
-        return (self.room.reshape(-1)[pixels] <= self.shapes.core_limit[way]).all(axis=1)
+        return np.all(self.room.reshape(-1)[pixels] <= self.shapes.core_limit[way], axis=1)
 
 
 def stamp(

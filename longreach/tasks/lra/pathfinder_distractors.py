@@ -39,8 +39,9 @@ class _Dashes(NamedTuple):
 def grow_distractors(canvases: Canvases, keys: UInt64[ndarray, " n"]) -> Distractors:
     """Add distractors to images with these keys; the canvases are changed."""
     settings = canvases.shapes.settings
-    size = (len(keys), settings.n_distractors, settings.distractor_length)
-    found = Distractors(*np.zeros((2, *size), np.int64), np.zeros(size[:2], bool))
+    size = (len(keys), settings.n_distractors)
+    shape, place = np.zeros((2, *size, settings.distractor_length), np.int64)
+    found = Distractors(shape, place, np.zeros(size, bool))
     for number in range(settings.n_distractors):
         pending = np.arange(len(keys))
         for attempt in range(TRIES):
@@ -109,8 +110,8 @@ def _free_place(
     place = (y + shapes.edge) * shapes.side + x + shapes.edge
     taken = canvases.room.reshape(-1) >= TAKEN
     pixels = (rows * canvases.size)[:, None, None] + place[:, :, None] + shapes.probes[orientation][:, None, :]
-    free = ~taken[pixels].any(axis=2) & shapes.plantable[orientation][:, None]
-    found = free.any(axis=1)
+    free = ~np.any(taken[pixels], axis=2) & shapes.plantable[orientation][:, None]
+    found = np.any(free, axis=1)
     chosen = place[np.arange(len(rows)), free.argmax(axis=1)]
     unknown = np.flatnonzero(~found & shapes.plantable[orientation])
     if len(unknown):

@@ -25,6 +25,8 @@ LABEL, MARGIN, ORIGIN = range(3)
 TARGETS, DISTRACTORS = range(2)
 """Words of the streams of its parts."""
 
+PIXELS_AT_A_TIME = 4 << 20
+
 
 class PathfinderImages(NamedTuple):
     """Images with what is known about them; points are (y, x)."""
@@ -43,21 +45,18 @@ class PathfinderImages(NamedTuple):
 
 
 def make_images(settings: PathfinderSettings, seed: int, indexes: Integer[ndarray, " n"]) -> PathfinderImages:
-    """The images with these indexes."""
+    """The images with these indexes, of which there is at least one."""
     keys = keys_of(seed, indexes)
     choice = below(keys, MARGIN, len(settings.margins))
-    made = None
+    group = max(1, PIXELS_AT_A_TIME // settings.resolution**2)
+    rows, made = [], []
     for number, margin in enumerate(settings.margins):
-        rows = np.flatnonzero(choice == number)
-        if len(rows):
-            some = _make(pathfinder_shapes(settings, margin), keys[rows])
-            if made is None:
-                made = PathfinderImages(*(np.zeros((len(keys), *field.shape[1:]), field.dtype) for field in some))
-            for all_of_it, field in zip(made, some, strict=True):
-                all_of_it[rows] = field
-    if made is None:
-        raise ValueError("no indexes")
-    return made
+        alike = np.flatnonzero(choice == number)
+        for first in range(0, len(alike), group):
+            rows.append(alike[first : first + group])
+            made.append(_make(pathfinder_shapes(settings, margin), keys[rows[-1]]))
+    order = np.argsort(np.concatenate(rows))
+    return PathfinderImages(*(np.concatenate(field)[order] for field in zip(*made, strict=True)))
 
 
 def _make(shapes: PathfinderShapes, keys: UInt64[ndarray, " n"]) -> PathfinderImages:

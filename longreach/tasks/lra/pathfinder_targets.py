@@ -56,7 +56,8 @@ class _Lanes:
 def grow_targets(shapes: PathfinderShapes, keys: UInt64[ndarray, " n"]) -> Targets:
     """The contours of the images with these keys."""
     dashes, n = 2 * shapes.settings.contour_length, len(keys)
-    targets = Targets(*np.zeros((2, n, dashes), np.int64), np.zeros(n, np.int64), Canvases.empty(shapes, n))
+    shape, place = np.zeros((2, n, dashes), np.int64)
+    targets = Targets(shape, place, np.zeros(n, np.int64), Canvases.empty(shapes, n))
     lanes, seeds = _Lanes(shapes, n), _Seeds(shapes)
     waiting = 0
     while True:
