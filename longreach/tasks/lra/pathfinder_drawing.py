@@ -21,7 +21,7 @@ LANCZOS_REACH = 3
 SEED_ORIENTATIONS = np.arange(-180, 180) * np.pi / 180
 
 
-def displacement(orientation: float, distance: float) -> tuple[int, int]:
+def displacement(orientation: float, distance: int) -> tuple[int, int]:
     """The way along an orientation, in whole pixels, rounded up."""
     return math.ceil(round(distance * math.sin(orientation), 12)), math.ceil(
         round(distance * math.cos(orientation), 12)
@@ -56,9 +56,9 @@ def alignment(
     return np.cos(np.minimum(continuity * turn, np.pi / 2)) ** 2
 
 
-def disc(radius: float) -> Bool[ndarray, "n n"]:
+def disc(radius: int) -> Bool[ndarray, "n n"]:
     """A filled circle."""
-    y, x = np.ogrid[-math.floor(radius) : math.floor(radius) + 1, -math.floor(radius) : math.floor(radius) + 1]
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     return x**2 + y**2 <= radius**2
 
 
