@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from longreach.cli.main import run
 from longreach.errors import InputError
 from longreach.tasks import ListOps, Loading
 from longreach.tasks.lra import ListOpsData
@@ -322,3 +323,20 @@ def test_impossible_options_are_refused(options: dict[str, int], complaint: str,
     with pytest.raises(InputError, match=re.escape(complaint)):
         ListOps(generated=ListOpsData(**options), loading=Loading(cache=tmp_path)).prepare()
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_command_makes_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--train", "150", "--validation", "5", "--test", "5", "--min-length", "20", "--max-length", "60"]
+    assert run(["make-data", "listops", str(tmp_path / "new" / "folder"), *sizes, "--seed", "3"]) == 0
+    assert "basic_train.tsv, 150 examples" in capsys.readouterr().out
+    found = [list(read_trees(path)) for path in find_files(tmp_path / "new" / "folder").values()]
+    expected = some(160, 3, min_length=20, max_length=60)
+    assert [tree.symbols.tolist() for part in found for tree in part] == [tree.symbols.tolist() for tree in expected]
+    assert run(["make-data", "listops", str(tmp_path / "new")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    list(write_listops(tmp_path, ListOpsData(150, 60, 10, **SMALL), lambda *both: told.append(both)))
+    assert told == [(100, 220), (200, 220)]

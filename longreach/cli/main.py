@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
 from longreach import __version__
-from longreach.cli import bench, convert, doctor, evaluate, generate, recall, train
+from longreach.cli import bench, convert, doctor, evaluate, generate, make_data, recall, train
 from longreach.cli.command import Command
 from longreach.cli.mistakes import explain
 from longreach.errors import InputError
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate.COMMAND,
     "convert": convert.COMMAND,
     "bench": bench.COMMAND,
+    "make-data": make_data.COMMAND,
     "recall": recall.COMMAND,
     "doctor": doctor.COMMAND,
 }

@@ -6,7 +6,7 @@
 the most frequent digit is right in 16.5% of all cases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ from longreach.tasks.lra.listops_trees import SYMBOLS, Tree, TreeLimits, trees
 
 END = len(SYMBOLS)
 """The token behind the last symbol, where there is one."""
+TOLD_EVERY = 100
+"""Progress is told whenever so many expressions are written."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,22 @@ class ListOps(Classification):
                 yield Example(part, [np.concatenate([tree.symbols, end])], tree.value)
 
 
-def write_listops(out: Path, data: ListOpsData) -> Iterator[tuple[str, int]]:
-    """Write the release's three files; tells after each its name and number of expressions."""
+def write_listops(
+    out: Path, data: ListOpsData, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[str, int]]:
+    """Write the release's three files; tells after each its name and number of expressions.
+
+    `advance` hears now and then how many of all expressions are written.
+    """
+    done, total = 0, sum(data.sizes.values())
     for part, found in data.parts():
-        write_trees(out / FILES[part], found)
+        write_trees(out / FILES[part], _told(found, done, total, advance))
+        done += data.sizes[part]
         yield FILES[part], data.sizes[part]
+
+
+def _told(found: Iterator[Tree], done: int, total: int, advance: Callable[[int, int], None]) -> Iterator[Tree]:
+    for number, tree in enumerate(found, start=done + 1):
+        yield tree
+        if number % TOLD_EVERY == 0:
+            advance(number, total)
