@@ -36,8 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parsed: Namespace) -> int:
     """Train what is missing, after each cell write the table; show it at the end."""
-    cells = _cells(parsed)
     options = build_options(parsed, recall.RecallOptions)
+    cells = _cells(parsed, options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     finished = True
     for number, cell in enumerate([] if parsed.table else cells, start=1):
@@ -62,7 +62,7 @@ def _show(parsed: Namespace, console: Console) -> None:
         console.print(f"written: {path}", soft_wrap=True)
 
 
-def _cells(parsed: Namespace) -> list[recall.Cell]:
+def _cells(parsed: Namespace, options: recall.RecallOptions) -> list[recall.Cell]:
     """All combinations, the longest last; a mistake in any of them is found before the first is trained."""
     kind = recall.kind_of(parsed.task)
     systems = _split(parsed.systems) or list(recall.SYSTEMS)
@@ -75,7 +75,7 @@ def _cells(parsed: Namespace) -> list[recall.Cell]:
         for length, size, system in product(lengths, sizes or [kind.default_size], systems)
     ]
     for cell in cells:
-        recall.configure(cell, recall.RecallOptions())
+        recall.configure(cell, options)
     return cells
 
 

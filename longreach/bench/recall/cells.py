@@ -5,6 +5,7 @@ Each cell is a run in a folder of its own, with a configuration that repeats it 
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from longreach.training import DivergenceError, RunFolder, TrainingOptions, read
 from longreach.training.run_folder import machine
 
 RESULT = "result.json"
+GOAL = 1.0
+"""A cell in which every held-out answer is right is finished."""
+STEPS, WARMUP_STEPS, EVALUATIONS = 3000, 100, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class RecallOptions:
         width: Channels of the models.
         layers: Layers of the models.
         batch_size: Examples per step.
-        held_out: Held-out examples; the best of ten evaluations on them is reported.
+        held_out: Held-out examples; the best of thirty evaluations on them is reported.
         lr: Peak learning rate instead of the system's own.
         seed: Of weights and examples.
         threads: Threads on the CPU; by default what torch chooses.
@@ -100,25 +104,29 @@ def configure(cell: Cell, options: RecallOptions) -> dict[str, Any]:
         "n_held_out": options.held_out,
     }
     task: SyntheticTask = kind_of(cell.task).build(**arguments)
-    steps = 3000 if options.steps is None and options.minutes is None else options.steps
     return {
         "task": {"class_path": kind_of(cell.task).class_name, "init_args": arguments},
         "model": model_config(cell.system, Size(options.width, options.layers, task.n_positions)),
-        "training": {
-            "steps": steps,
-            "minutes": options.minutes,
-            "lr": options.lr or system_of(cell.system).lr,
-            "warmup_steps": 100 if steps is None else max(1, steps // 10),
-            "stop_at": GOAL,
-            "seed": options.seed,
-            "threads": options.threads,
-            "device": options.device,
-        },
+        "training": _training(cell, options),
     }
 
 
-GOAL = 1.0
-"""A cell in which every held-out answer is right is finished."""
+def _training(cell: Cell, options: RecallOptions) -> dict[str, Any]:
+    """The `training` section; raises InputError if it makes no sense."""
+    steps = STEPS if options.steps is None and options.minutes is None else options.steps
+    training = {
+        "steps": steps,
+        "minutes": options.minutes,
+        "lr": options.lr or system_of(cell.system).lr,
+        "warmup_steps": WARMUP_STEPS if steps is None else min(WARMUP_STEPS, steps),
+        "evaluate_every": None if steps is None else math.ceil(steps / EVALUATIONS),
+        "stop_at": GOAL,
+        "seed": options.seed,
+        "threads": options.threads,
+        "device": options.device,
+    }
+    TrainingOptions(**training)
+    return training
 
 
 def run_cell(cell: Cell, options: RecallOptions, out: Path) -> CellResult | None:
@@ -141,7 +149,7 @@ def run_cell(cell: Cell, options: RecallOptions, out: Path) -> CellResult | None
         note = str(error)
     result = _result(cell, experiment.training, experiment.task, folder, note)
     replace_text(folder.path / RESULT, json.dumps(result._asdict(), indent=1) + "\n")
-    return result
+    return _read(folder.path / RESULT)
 
 
 def _result(cell: Cell, training: TrainingOptions, task: Any, folder: RunFolder, note: str) -> CellResult:
