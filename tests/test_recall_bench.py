@@ -28,7 +28,7 @@ def experiment(config: dict, folder: Path):
 @pytest.mark.parametrize("system", recall.SYSTEMS)
 def test_every_system_learns_every_task(system: str, tmp_path: Path) -> None:
     for task, kind in recall.TASKS.items():
-        cell = Cell(task, system, 64 if task != "addition" else 3, kind.default_size)
+        cell = Cell(task, system, 32 if task != "addition" else 3, kind.default_size)
         found = experiment(configure(cell, RecallOptions(width=16)), tmp_path)
         model = found.task.build(found.model)
         batch = found.task.batch(0, 0, 1)
@@ -138,6 +138,13 @@ def test_a_task_without_sizes_or_publications_has_a_table_too() -> None:
     lines = recall.markdown([result("rwkv", 3, None, 0.1, "addition")]).splitlines()
     assert lines[0] == "addition: percent right, best held-out evaluation (length)"
     assert lines[2] == "|  | 3 |"
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, 32), (128, 32), (512, 8), (16384, 4)])
+def test_steps_have_about_as_many_positions(length: int, expected: int) -> None:
+    cell = CELL._replace(length=length)
+    assert configure(cell, RecallOptions())["task"]["init_args"]["batch_size"] == expected
+    assert configure(cell, RecallOptions(batch_size=5))["task"]["init_args"]["batch_size"] == 5
 
 
 def test_published_numbers_are_of_known_tasks() -> None:

@@ -21,6 +21,8 @@ from longreach.training.run_folder import machine
 RESULT = "result.json"
 GOAL = 1.0
 """A cell in which every held-out answer is right is finished."""
+TOKENS = 4096
+"""Of a step, about, where the options do not say how many examples it has."""
 STEPS, WARMUP_STEPS, EVALUATIONS = 3000, 100, 30
 
 
@@ -33,7 +35,7 @@ class RecallOptions:
         minutes: Wall-clock budget of a cell instead.
         width: Channels of the models.
         layers: Layers of the models.
-        batch_size: Examples per step.
+        batch_size: Examples per step; by default as many as have 4,096 positions, but from 4 to 32.
         held_out: Held-out examples; the best of thirty evaluations on them is reported.
         lr: Peak learning rate instead of the system's own.
         seed: Of weights and examples.
@@ -45,7 +47,7 @@ class RecallOptions:
     minutes: float | None = None
     width: int = 64
     layers: int = 2
-    batch_size: int = 32
+    batch_size: int | None = None
     held_out: int = 500
     lr: float | None = None
     seed: int = 0
@@ -99,7 +101,7 @@ def configure(cell: Cell, options: RecallOptions) -> dict[str, Any]:
     """The configuration of a cell's run."""
     arguments = {
         **task_arguments(cell.task, cell.length, cell.size),
-        "batch_size": options.batch_size,
+        "batch_size": options.batch_size or max(4, min(32, TOKENS // cell.length)),
         "seed": options.seed,
         "n_held_out": options.held_out,
     }
