@@ -124,7 +124,8 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "b c"]:
         """The logits of the labels; pairs have an axis of length 2 behind the batch.
 
-        Where `mask` is False there is padding, on whichever side.  Every sequence has a real position.
+        Where `mask` is False there is padding, on whichever side; with `cls`, on the right.  Every sequence has a real
+        position.
         """
         if self.pair is None:
             return self.head(self.pooled(inputs, mask))

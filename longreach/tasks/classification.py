@@ -145,10 +145,7 @@ class Classification(Task):
         facts = {
             "n_classes": (built.n_classes, self.n_classes),
             "inputs": (built.inputs, inputs),
-            "pair": (
-                built.pair if self.sequences == 1 else built.pair is not None,
-                None if self.sequences == 1 else True,
-            ),
+            "pair": (built.pair or "null", "null" if self.sequences == 1 else built.pair or "concatenated or compared"),
         }
         for fact, (given, needed) in facts.items():
             if given != needed:
@@ -168,7 +165,7 @@ class Classification(Task):
                 f"loading.batch_size = {self.loading.batch_size} cannot be divided equally into {parts} parts, one for "
                 f"each process; use a multiple of {parts}"
             )
-        return self._batch("train", self._ready().epochs.rows(step)[part::parts])
+        return self._batch("train", self.epochs.rows(step)[part::parts])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the cross-entropies in nats."""
@@ -222,6 +219,23 @@ class Classification(Task):
         return Batch(self.encoding(values), torch.from_numpy(found.labels[rows].astype(np.int64)), mask)
 
     @property
+    def epochs(self) -> Epochs:
+        """Which examples each step learns from, after `prepare`."""
+        return self._ready().epochs
+
+    def _check(self, example: Example, number: int) -> None:
+        """Raise InputError for an example that could not be learned, or would be stored as something else."""
+        where = f"example {number} of the {example.part} part of {type(self).__name__}"
+        for sequence in example.sequences:
+            if not len(sequence):
+                raise InputError(f"{where} has an empty sequence")
+            if isinstance(self.encoding, TokenEncoding):
+                low, high, size = sequence.min(), sequence.max(), self.encoding.size
+                if low < 0 or high >= size:
+                    wrong = low if low < 0 else high
+                    raise InputError(f"{where} has the token {wrong}, but there are {size}, which start at 0")
+
+    @property
     def _format(self) -> Format:
         features = () if isinstance(self.encoding, TokenEncoding) else (self.encoding.size,)
         return Format(self.encoding.dtype, features, self.sequences)
@@ -239,6 +253,7 @@ class Classification(Task):
             bar = progress.add_task(f"preparing {name}", total=self.count())
             writers = {part: stack.enter_context(part_writer(folder, part, self._format)) for part in PARTS}
             for number, example in enumerate(self.examples(), start=1):
+                self._check(example, number)
                 writers[example.part].add(example)
                 if number % SHOWN_EVERY == 0:
                     progress.update(bar, completed=number)
