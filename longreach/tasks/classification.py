@@ -138,6 +138,18 @@ class Classification(Task):
     def build(self, model: ModelFactory) -> nn.Module:
         """The model for these inputs and labels; raises InputError unless it fits them."""
         built = model(self.encoding.size)
+        self.require_fit(built)
+        longest = max(part["longest"] for part in self._ready().header["parts"].values())
+        limit = cast(Classifier, built).max_length
+        if limit is not None and limit < longest:
+            raise InputError(
+                f"the longest sequence of {type(self).__name__} has {longest} positions, more than max_length = {limit} "
+                f"of this {type(built).__name__}; raise the model's max_length"
+            )
+        return built
+
+    def require_fit(self, built: nn.Module) -> None:
+        """Raise InputError unless a model reads such inputs and knows as many labels; nothing has to be prepared."""
         name, task = type(built).__name__, type(self).__name__
         if not isinstance(built, Classifier):
             raise InputError(f"{task} has one label for a sequence; {name} is no Classifier: put its backbone into one")
@@ -150,13 +162,6 @@ class Classification(Task):
         for fact, (given, needed) in facts.items():
             if given != needed:
                 raise InputError(f"model.{fact} is {given}, but {task} needs {needed}")
-        longest = max(part["longest"] for part in self._ready().header["parts"].values())
-        if built.max_length is not None and built.max_length < longest:
-            raise InputError(
-                f"the longest sequence of {task} has {longest} positions, more than max_length = {built.max_length} of "
-                f"this {name}; raise the model's max_length"
-            )
-        return built
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
         """Examples of the training part, of similar lengths if `loading.pool` says so."""
