@@ -137,13 +137,13 @@ class Classification(Task):
 
     def build(self, model: ModelFactory) -> nn.Module:
         """The model for these inputs and labels; raises InputError unless it fits them."""
-        built = model(self.encoding.size)
+        built, task = model(self.encoding.size), type(self).__name__
         self.require_fit(built)
         longest = max(part["longest"] for part in self._ready().header["parts"].values())
         limit = cast(Classifier, built).max_length
         if limit is not None and limit < longest:
             raise InputError(
-                f"the longest sequence of {type(self).__name__} has {longest} positions, more than max_length = {limit} "
+                f"the longest sequence of {task} has {longest} positions, more than max_length = {limit} "
                 f"of this {type(built).__name__}; raise the model's max_length"
             )
         return built
