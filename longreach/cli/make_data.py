@@ -15,6 +15,7 @@ from longreach.cli.options import add_options, build_options
 from longreach.disk import writing
 from longreach.errors import InputError
 from longreach.tasks.lra.listops import ListOpsData, write_listops
+from longreach.tasks.lra.pathfinder_generation import PathfinderRecipe, write_pathfinder
 
 
 class DataSet(NamedTuple):
@@ -27,11 +28,19 @@ class DataSet(NamedTuple):
     write: Callable[[Path, Any, Callable[[int, int], None]], Iterator[tuple[str, int]]]
     """Writes into a folder as these options say, and calls the last argument with the number of examples done and that
     of all; tells of every file or folder its name and its number of examples when it is complete."""
+    resumes: bool = False
+    """Whether it goes on with what an earlier run left behind."""
 
 
 DATA_SETS: dict[str, DataSet] = {
     "listops": DataSet(
         "ListOps of the Long Range Arena: expressions and their values, as .tsv files.", ListOpsData, write_listops
+    ),
+    "pathfinder": DataSet(
+        "Pathfinder and Path-X of the Long Range Arena: images and metadata; goes on where it was stopped.",
+        PathfinderRecipe,
+        write_pathfinder,
+        resumes=True,
     ),
 }
 
@@ -47,7 +56,10 @@ def add_arguments(parser: ArgumentParser) -> None:
             formatter_class=parser.formatter_class,
         )
         subcommands.add_subcommand(name, subparser, help=data_set.help)
-        subparser.add_argument("out", type=Path, help="Folder to write to; it is made, or must be empty.")
+        condition = (
+            "it is made, or is one that is partly written" if data_set.resumes else "it is made, or must be empty"
+        )
+        subparser.add_argument("out", type=Path, help=f"Folder to write to; {condition}.")
         add_options(subparser, data_set.options, {})
 
 
@@ -57,7 +69,7 @@ def run(parsed: Namespace) -> int:
     options = build_options(chosen, data_set.options)
     out: Path = chosen.out
     with writing(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not data_set.resumes)):
             raise InputError(f"{out} exists already and is not an empty folder; name another one")
         out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from longreach.disk import replace_text, writing
 from longreach.errors import InputError
 from longreach.tasks.lra.pathfinder_images import PathfinderImages, make_images
 from longreach.tasks.lra.pathfinder_metadata import read_metadata
+from longreach.tasks.lra.pathfinder_release import data_set_name
 from longreach.tasks.lra.pathfinder_settings import Difficulty, Resolution, pathfinder_settings
 
 IMAGES_IN_A_FOLDER = 1000
@@ -81,6 +82,19 @@ def write_images(folder: Path, recipe: PathfinderRecipe, workers: int | None = N
     for images in _map_in_processes(partial(_write_folder, folder, recipe), missing, workers):
         there += len(images)
         yield there
+
+
+def write_pathfinder(
+    out: Path, recipe: PathfinderRecipe, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[str, int]]:
+    """Write a data set into its place below a folder; tells in the end its name and number of images.
+
+    `advance` hears now and then how many of all images are there.
+    """
+    name = data_set_name(recipe.resolution, recipe.difficulty)
+    for there in write_images(out / name, recipe):
+        advance(there, recipe.images)
+    yield name, recipe.images
 
 
 def usable_cores() -> int:

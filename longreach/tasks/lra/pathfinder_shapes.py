@@ -6,7 +6,7 @@ A canvas is an image with a wide edge, all rows in one; a place on it is an inde
 """
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ class PathfinderShapes:
         backwards = np.array([reverse(orientation) for orientation in SEED_ORIENTATIONS.tolist()])
         self.pivots = self.heads + self._displacements(backwards, length + margin)
 
-    def places(self, points: Int64[ndarray, "*n 2"]) -> Int64[ndarray, "*n"]:
+    def places(self, points: Int64[ndarray, "n 2"]) -> Int64[ndarray, " n"]:
         """Points as displacements on the canvas."""
         return points @ np.array([self.side, 1])
 
@@ -101,6 +101,7 @@ class PathfinderShapes:
         wide = dilate(room, disc(self.margin))
         return np.pad(room, outside).reshape(-1), np.pad(wide, outside, constant_values=255).reshape(-1)
 
+    @cached_property
     def first_places(self) -> dict[int, Int64[ndarray, " n"]]:
         """For each orientation that can be planted, where a first contour may start: in the middle of the image."""
         side, frame = self.settings.resolution, 2 * self.settings.seed_distance

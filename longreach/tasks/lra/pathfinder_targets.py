@@ -132,7 +132,7 @@ class _Seeds:
     def __init__(self, shapes: PathfinderShapes) -> None:
         self.shapes = shapes
         self.empty = Canvases.empty(shapes, 1)
-        places = shapes.first_places()
+        places = shapes.first_places
         self._orientations = np.array(list(places))
         self._counts = np.array([len(found) for found in places.values()])
         self._places = np.zeros((len(places), self._counts.max()), np.int64)
