@@ -5,7 +5,7 @@ from longreach.tasks.classification import Classification, Loading
 from longreach.tasks.corpora import Corpus, MaskedCorpus
 from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
 from longreach.tasks.labelled import Example
-from longreach.tasks.lra import ListOps
+from longreach.tasks.lra import ListOps, Pathfinder
 from longreach.tasks.recall import (
     Addition,
     AssociativeRecall,
@@ -35,6 +35,7 @@ __all__ = [
     "MaskedCorpus",
     "ModelFactory",
     "MultiQueryRecall",
+    "Pathfinder",
     "Task",
     "TokenEncoding",
 ]

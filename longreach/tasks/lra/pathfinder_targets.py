@@ -140,17 +140,18 @@ class _Seeds:
             row[: len(found)] = found
         angles = np.arange(360) * np.pi / 180
         distance = shapes.settings.seed_distance
-        self._away = np.round(distance * np.stack([np.sin(angles), np.cos(angles)]), 12)
+        self._away = np.round(distance * np.stack([np.sin(angles), np.cos(angles)], axis=1), 12)
 
     def plant(self, keys: UInt64[ndarray, " n"]) -> tuple[Int64[ndarray, "n 2"], Int64[ndarray, "n 2"]]:
         """Shapes and places of the two dashes."""
         shapes = self.shapes
         first = below(keys, 0, len(self._orientations))
         tail = self._places[first, (uniform(keys, 1) * self._counts[first]).astype(np.int64)]
-        y, x = np.divmod(tail, shapes.side)
-        angle = below(keys, 3, 360)
-        other = np.rint(y + self._away[0, angle]) * shapes.side + np.rint(x + self._away[1, angle])
+        points = (
+            np.stack(np.divmod(tail, shapes.side), axis=1) - shapes.edge
+        )  # halves are rounded to even ones of these
+        other = np.rint(points + self._away[below(keys, 3, len(self._away))]).astype(np.int64)
         return (
             np.stack([self._orientations[first], below(keys, 2, N_SEEDS)], axis=1),
-            np.stack([tail, other.astype(np.int64)], axis=1),
+            np.stack([tail, shapes.places(other + shapes.edge)], axis=1),
         )
