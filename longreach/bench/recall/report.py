@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ def _order(place: Place) -> tuple[int, int]:
     return length, size or 0
 
 
-def _grid(title: str, scores: dict[tuple[str, Place], float | None]) -> _Grid:
+def _grid(title: str, scores: Mapping[tuple[str, Place], float | None]) -> _Grid:
     """A row for each system, in the order of SYSTEMS and then as they come; a column for each length and size."""
     named = dict.fromkeys(system for system, _ in scores)
     systems = [name for name in SYSTEMS if name in named] + [name for name in named if name not in SYSTEMS]
