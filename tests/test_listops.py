@@ -340,3 +340,42 @@ def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     list(write_listops(tmp_path, ListOpsData(150, 60, 10, **SMALL), lambda *both: told.append(both)))
     assert told == [(100, 220), (200, 220)]
+
+
+CONFIG = """
+task:
+  class_path: ListOps
+  init_args:
+    generated: {{train: 40, validation: 10, test: 10, min_length: 10, max_length: 40}}
+    loading: {{batch_size: 10, cache: {cache}}}
+model:
+  class_path: Classifier
+  init_args:
+    n_classes: 10
+    backbone:
+      class_path: Backbone
+      init_args:
+        d_model: 8
+        n_layers: 1
+        mixers: [{{class_path: S4D, init_args: {{d_state: 4, causal: false}}}}]
+        channel_mixer: MLP
+training: {{steps: 4, warmup_steps: 1, device: cpu, threads: 1}}
+"""
+
+
+def test_a_run_is_trained_tested_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(cache=tmp_path / "cache"))
+    folder = tmp_path / "run"
+    assert run(["train", "--config", str(tmp_path / "config.yaml"), "--run", str(folder)]) == 0
+    assert "test majority accuracy" in capsys.readouterr().err
+    trained = json.loads((folder / "record.json").read_text())["result"]["metrics"]
+    assert run(["evaluate", str(folder)]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    judged = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert {name: judged[name] for name in trained} == pytest.approx(trained, rel=1e-5)
+    assert run(["evaluate", str(folder), str(tmp_path)]) == 2
+    assert "name no other data" in capsys.readouterr().err
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    assert run(["evaluate", str(folder)]) == 2
+    assert "trained on other data: generated, parts differ" in capsys.readouterr().err

@@ -1,4 +1,8 @@
-"""`longreach evaluate`: bits per byte of a trained model over whole documents, and against how much context it gets."""
+"""`longreach evaluate`: how good a trained model is.
+
+Of a language model: bits per byte over whole documents, and against how much context it gets.  Of any other: what its
+task measures, on the validation and on the test data.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,13 +13,17 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
+from longreach.errors import InputError
 from longreach.inference.evaluate_run import HELD_OUT, RunEvaluation, evaluate_run
 from longreach.inference.evaluation import EvaluationOptions
+from longreach.inference.judge_run import judge_run
 from longreach.inference.report import report_tables
-from longreach.inference.trained import TrainedModel, load_trained
+from longreach.inference.trained import TrainedModel, is_language_model, load_trained
+from longreach.training import LoadedRun, RunFolder, load_run
 from longreach.training.run_folder import CheckpointName, machine
 
 
@@ -32,6 +40,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(parsed: Namespace) -> int:
     """Evaluate and print the tables."""
     options = build_options(parsed, EvaluationOptions)
+    loaded = load_run(parsed.run, parsed.checkpoint)
+    if not is_language_model(loaded):
+        _judge(loaded, parsed)
+        return 0
     trained = load_trained(parsed.run, parsed.checkpoint)
     evaluate_and_show(trained, parsed.data, options, checkpoint=parsed.checkpoint)
     return 0
@@ -42,11 +54,8 @@ def evaluate_and_show(
 ) -> RunEvaluation:
     """Evaluate with a progress bar on stderr; tables on stdout, and where they were written."""
     about = {
-        "run": str(trained.folder.path),
-        "checkpoint": checkpoint,
+        **_about(trained.folder, checkpoint),
         "data": [str(path) for path in data] or HELD_OUT,
-        "evaluated": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "machine": machine(),
         "context_tokens": options.context_tokens,
     }
     began = time.monotonic()
@@ -59,6 +68,26 @@ def evaluate_and_show(
     threads = torch.get_num_threads()
     Console(stderr=True, highlight=False).print(f"evaluated in {time.monotonic() - began:.0f} s on {threads} threads")
     return found
+
+
+def _judge(loaded: LoadedRun, parsed: Namespace) -> None:
+    """Let the task judge the model, and show what it says."""
+    task = type(loaded.experiment.task).__name__
+    if parsed.data:
+        raise InputError(f"{parsed.run} learned {task}, which has data of its own; name no other data to evaluate on")
+    found = judge_run(loaded, _about(loaded.folder, parsed.checkpoint))
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("metric", f"{parsed.checkpoint} checkpoint", title=f"{parsed.run}: {task}", title_justify="left")
+    for name, value in found.metrics.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    console.print(table)
+    console.print(f"written: {found.file}")
+
+
+def _about(folder: RunFolder, checkpoint: str) -> dict[str, object]:
+    """What was evaluated, when and where."""
+    evaluated = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return {"run": str(folder.path), "checkpoint": checkpoint, "evaluated": evaluated, "machine": machine()}
 
 
 class _EvaluationProgress(Progress):
@@ -78,5 +107,7 @@ class _EvaluationProgress(Progress):
 
 
 COMMAND = Command(
-    "Measure bits per byte over whole documents and against context, next to gzip and xz.", add_arguments, run
+    "Measure how good a trained model is: bits per byte of text next to gzip and xz, or what its task measures.",
+    add_arguments,
+    run,
 )
