@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from longreach.tasks.lra.pathfinder_images import make_images
 from longreach.tasks.lra.pathfinder_metadata import read_metadata
 from longreach.tasks.lra.pathfinder_release import find_data_set, read_entries, read_images
 from longreach.tasks.lra.pathfinder_settings import pathfinder_settings
+from longreach.training import read_experiment
 
+CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "lra" / "pathfinder").glob("*.yaml"))
 RECIPE = PathfinderRecipe(difficulty="baseline", images=20, seed=3)
 NAME = "pathfinder32/curv_baseline"
 
@@ -140,6 +143,19 @@ def test_constants_are_at_chance_and_oracles_are_right(tmp_path: Path, monkeypat
         n = len(found.part(part))
         assert abs(found.judge(Constant(), part)["accuracy"] - 0.5) < 4 * 0.5 / np.sqrt(n)
         assert found.judge(Oracle(labels), part)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_fits_its_task(path: Path, tmp_path: Path) -> None:
+    experiment = read_experiment(path)
+    shipped = experiment.task
+    assert isinstance(shipped, Pathfinder)
+    small = replace(shipped.recipe, difficulty="baseline", images=20)
+    found = Pathfinder(small, pixels=shipped.pixels, loading=Loading(batch_size=2, cache=tmp_path))
+    found.prepare()
+    with torch.device("meta"):
+        found.build(experiment.model)  # refuses what does not fit
+    assert experiment.training.minutes or experiment.training.steps
 
 
 def test_parts_are_80_10_10_and_follow_the_seed() -> None:
