@@ -4,6 +4,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,14 @@ def test_pickles_are_not_loaded(protocol: int, tmp_path: Path) -> None:
         ):
             read_metadata(tmp_path / "0.npy")
     assert not evil.exists()
+
+
+def test_objects_that_look_like_strings_are_refused(tmp_path: Path) -> None:
+    rows = np.array(ROWS, dtype=object)
+    rows[5, 1] = Decimal("7")  # one instruction with one string
+    write_pickle(tmp_path / "0.npy", 2, rows)
+    with pytest.raises(InputError, match="it has a GLOBAL"):
+        read_metadata(tmp_path / "0.npy")
 
 
 @pytest.mark.parametrize(
