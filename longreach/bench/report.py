@@ -119,7 +119,7 @@ def _draw_quantities(figure: Any, costs: Sequence[MixerCost], names: list[str]) 
     figure.set_size_inches(14, 10)
     for axes, (field, (label, _)) in zip(figure.subplots(2, 2, sharex=True).flat, QUANTITIES.items(), strict=True):
         for name in names:
-            _draw_line(axes, costs, name, field, label=name)
+            axes.plot(*_line(costs, name, field), marker="o", markersize=3, label=name)
         axes.set_title(label, fontsize=10)
         _logarithmic(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -135,8 +135,8 @@ def _draw_panels(figure: Any, costs: Sequence[MixerCost], names: list[str]) -> N
     figure.set_size_inches(2.7 * PANEL_COLUMNS, 2.1 * rows)
     panels = list(figure.subplots(rows, PANEL_COLUMNS, sharex=True, sharey=True, squeeze=False).flat)
     for axes, name in zip(panels, order, strict=False):
-        _draw_line(axes, costs, REFERENCE, "training_seconds", color="0.65")
-        _draw_line(axes, costs, name, "training_seconds", color="C0")
+        axes.plot(*_line(costs, REFERENCE, "training_seconds"), marker="o", markersize=3, color="0.65")
+        axes.plot(*_line(costs, name, "training_seconds"), marker="o", markersize=3, color="C0")
         told = f", from {crossing_text(where[name])}" if name in where and where[name].length else ""
         axes.set_title(f"{name}{told}", fontsize=9)
         _logarithmic(axes)
@@ -146,11 +146,10 @@ def _draw_panels(figure: Any, costs: Sequence[MixerCost], names: list[str]) -> N
     figure.supylabel(f"forward and backward, milliseconds; in grey {REFERENCE}", fontsize=10)
 
 
-def _draw_line(axes: Any, costs: Sequence[MixerCost], name: str, field: str, **style: str) -> None:
+def _line(costs: Sequence[MixerCost], name: str, field: str) -> tuple[list[int], list[float]]:
+    """Lengths and values of a mixer, where there are any."""
     points = [(c.length, getattr(c, field)) for c in costs if c.mixer == name and getattr(c, field) is not None]
-    if points:
-        x, y = zip(*points, strict=True)
-        axes.plot(x, [QUANTITIES[field][1] * value for value in y], marker="o", markersize=3, **style)
+    return [length for length, _ in points], [QUANTITIES[field][1] * value for _, value in points]
 
 
 def _logarithmic(axes: Any) -> None:
