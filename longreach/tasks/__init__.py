@@ -4,8 +4,9 @@ from longreach.tasks.base import Batch, Curve, Evaluation, ModelFactory, Task
 from longreach.tasks.classification import Classification, Loading
 from longreach.tasks.corpora import Corpus, MaskedCorpus
 from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
+from longreach.tasks.images import ImageSequence, SequentialImages
 from longreach.tasks.labelled import Example
-from longreach.tasks.lra import ListOps, Pathfinder
+from longreach.tasks.lra import Image, ListOps, Pathfinder, Retrieval, Text, TextOptions
 from longreach.tasks.recall import (
     Addition,
     AssociativeRecall,
@@ -15,6 +16,7 @@ from longreach.tasks.recall import (
     Majority,
     MultiQueryRecall,
 )
+from longreach.tasks.speech_commands import SpeechCommands
 
 __all__ = [
     "Addition",
@@ -27,6 +29,8 @@ __all__ = [
     "Evaluation",
     "Example",
     "FeatureEncoding",
+    "Image",
+    "ImageSequence",
     "InductionHead",
     "LinearFunctions",
     "ListOps",
@@ -36,6 +40,11 @@ __all__ = [
     "ModelFactory",
     "MultiQueryRecall",
     "Pathfinder",
+    "Retrieval",
+    "SequentialImages",
+    "SpeechCommands",
     "Task",
+    "Text",
+    "TextOptions",
     "TokenEncoding",
 ]

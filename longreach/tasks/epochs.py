@@ -5,13 +5,12 @@ of an epoch is cut into pools of several batches, each pool is sorted by length 
 all pools are put in a random order.  The last examples of an order that do not fill a batch wait for the next epoch.
 """
 
-import hashlib
-
 import numpy as np
 from jaxtyping import Int64, Integer
 from numpy import ndarray
 
 from longreach.errors import InputError
+from longreach.tasks.orders import random_order
 
 
 class Epochs:
@@ -43,16 +42,10 @@ class Epochs:
 
     def _batches(self, epoch: int) -> Int64[ndarray, "k b"]:
         """All batches of an epoch."""
-        order = self._permutation(len(self.lengths), "examples", epoch)[: self.steps * self.batch_size]
+        order = random_order(len(self.lengths), self.seed, "examples", epoch)[: self.steps * self.batch_size]
         if self.pool == 1:
             return order.reshape(-1, self.batch_size)
         size = self.pool * self.batch_size
         pools = [order[first : first + size] for first in range(0, len(order), size)]
         ordered = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        return ordered.reshape(-1, self.batch_size)[self._permutation(self.steps, "batches", epoch)]
-
-    def _permutation(self, n: int, what: str, epoch: int) -> Int64[ndarray, " n"]:
-        """A random order of n things, the same with every version of NumPy: bit streams never change, methods may."""
-        key = hashlib.sha256(f"{self.seed} {what} {epoch}".encode()).digest()
-        draws = np.random.PCG64(int.from_bytes(key[:16], "little")).random_raw(n)
-        return np.argsort(draws, kind="stable")
+        return ordered.reshape(-1, self.batch_size)[random_order(self.steps, self.seed, "batches", epoch)]
