@@ -16,6 +16,7 @@ from longreach.tasks.recall import (
     Majority,
     MultiQueryRecall,
 )
+from longreach.tasks.source_packages import SourcePackages
 from longreach.tasks.speech_commands import SpeechCommands
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Pathfinder",
     "Retrieval",
     "SequentialImages",
+    "SourcePackages",
     "SpeechCommands",
     "Task",
     "Text",
