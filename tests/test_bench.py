@@ -21,7 +21,8 @@ from longreach.bench import (
     write_plot,
 )
 from longreach.bench.memory import peak_bytes
-from longreach.bench.mixer_costs import _measure_one, _receive, build_mixer
+from longreach.bench.mixer_costs import _measure_one, build_mixer
+from longreach.bench.own_process import receive
 from longreach.cli.main import run
 from longreach.errors import InputError
 
@@ -92,9 +93,9 @@ def test_what_a_mixer_refuses_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_process_that_dies_or_hangs_is_noticed() -> None:
     receiver, sender = Pipe(duplex=False)
-    assert _receive(receiver, 0.01) == "no answer within 0.01 s"
+    assert receive(receiver, 0.01) == "no answer within 0.01 s"
     sender.close()
-    assert "died" in str(_receive(receiver, 0.01))
+    assert "died" in str(receive(receiver, 0.01))
 
 
 @pytest.mark.parametrize(

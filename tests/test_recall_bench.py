@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from longreach.bench import recall
-from longreach.bench.recall import Cell, CellResult, RecallOptions, cells, configure, read_results, run_cell
+from longreach.bench import cell_run, recall
+from longreach.bench.recall import Cell, CellResult, RecallOptions, configure, read_results, run_cell
 from longreach.cli.main import run
 from longreach.errors import InputError
 from longreach.training import DivergenceError, read_experiment
@@ -69,7 +69,7 @@ def test_a_finished_cell_is_not_trained_again(tmp_path: Path, monkeypatch: pytes
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(cells, "train", refuse)
+    monkeypatch.setattr(cell_run, "train", refuse)
     assert run_cell(CELL, TINY, tmp_path) == result == read_results(tmp_path)[0]
     (tmp_path / CELL.name / "result.json").write_text("{}")
     with pytest.raises(InputError, match=r"result\.json is damaged.*trained again"):
@@ -78,15 +78,15 @@ def test_a_finished_cell_is_not_trained_again(tmp_path: Path, monkeypatch: pytes
 
 def test_a_cell_that_was_stopped_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_cell(CELL, TINY, tmp_path / "whole")
-    train = cells.train
+    train = cell_run.train
 
     def stop(*arguments: object, **options: object):
         return train(*arguments, **options)._replace(finished=False)
 
-    monkeypatch.setattr(cells, "train", stop)
+    monkeypatch.setattr(cell_run, "train", stop)
     assert run_cell(CELL, TINY, tmp_path / "stopped") is None
     assert read_results(tmp_path / "stopped") == []
-    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(cell_run, "train", train)
     again = run_cell(CELL, RecallOptions(steps=9), tmp_path / "stopped")
     assert again is not None
     assert whole is not None
@@ -94,14 +94,14 @@ def test_a_cell_that_was_stopped_goes_on_as_it_was_begun(tmp_path: Path, monkeyp
 
 
 def test_a_cell_that_diverges_is_empty_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = cells.train
+    train = cell_run.train
 
     def diverge(*arguments: object, **options: object) -> None:
         train(*arguments, **options)
         (arguments[3] / "record.json").write_text(json.dumps({"model": {"parameters": 5}}))
         raise DivergenceError("the loss is nan")
 
-    monkeypatch.setattr(cells, "train", diverge)
+    monkeypatch.setattr(cell_run, "train", diverge)
     result = run_cell(CELL, TINY, tmp_path)
     assert result is not None
     assert result.score is None

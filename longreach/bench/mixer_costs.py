@@ -8,10 +8,7 @@ Axes: b batch, l length, d model width.
 """
 
 import inspect
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -21,15 +18,14 @@ from torch import Tensor
 
 from longreach import mixers
 from longreach.bench.memory import peak_bytes
+from longreach.bench.own_process import own_process
+from longreach.bench.timing import median_seconds
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
 
 WARM_UP_LENGTH = 64
-LEAST_RUNS, MOST_RUNS, ENOUGH_SECONDS = 3, 20, 0.5
 OPTIONALLY_LIMITED = ("DSS", "Sinkhorn")
 """Mixers that need a `max_length` for long sequences, though it has a default."""
-LONG_RUN = 5.0
-"""A run of this many seconds is not repeated."""
 PATIENCE = 12
 """A process that is silent for this many times the limit is stopped."""
 NEEDED = {"n_heads": 4}
@@ -107,32 +103,13 @@ def measure_mixers(names: Sequence[str], lengths: Sequence[int], options: CostOp
 
 
 def _in_own_process(name: str, lengths: list[int], options: CostOptions) -> Iterator[MixerCost]:
-    context = multiprocessing.get_context("spawn")
-    results, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_one, args=(name, lengths, options, sender), daemon=True)
-    process.start()
-    sender.close()
     note = ""
-    try:
+    with own_process(_measure_one, name, lengths, options) as receive:
         for length in lengths:
-            answer = note or _receive(results, PATIENCE * options.limit)
+            answer = note or receive(PATIENCE * options.limit)
             cost = MixerCost(name, length, note=answer) if isinstance(answer, str) else answer
             note = cost.note
             yield cost
-    finally:
-        process.kill()
-        process.join()
-        results.close()
-
-
-def _receive(results: Connection, seconds: float) -> MixerCost | str:
-    """The next result, or why there will be none."""
-    if not results.poll(seconds):
-        return f"no answer within {seconds:g} s"
-    try:
-        return results.recv()
-    except EOFError:
-        return "its process died, most likely for want of memory"
 
 
 def _measure_one(name: str, lengths: list[int], options: CostOptions, results: Connection) -> None:
@@ -168,22 +145,14 @@ def _measure(name: str, length: int, options: CostOptions) -> MixerCost:
         short = x[:, :WARM_UP_LENGTH].clone()
         for run in (forward, train):
             run(short)
-        forward_bytes, forward_seconds = peak_bytes(lambda: forward(x), device), _time(lambda: forward(x), device)
-        training_bytes, training_seconds = peak_bytes(lambda: train(x), device), _time(lambda: train(x), device)
+        forward_bytes, forward_seconds = (
+            peak_bytes(lambda: forward(x), device),
+            median_seconds(lambda: forward(x), device),
+        )
+        training_bytes, training_seconds = (
+            peak_bytes(lambda: train(x), device),
+            median_seconds(lambda: train(x), device),
+        )
     except (InputError, RuntimeError, MemoryError) as error:
         return MixerCost(name, length, note=str(error).splitlines()[0])
     return MixerCost(name, length, forward_seconds, forward_bytes, training_seconds, training_bytes)
-
-
-def _time(run: Callable[[], None], device: str) -> float:
-    """The median of several runs in seconds; the caller has run it once before."""
-    seconds: list[float] = []
-    while len(seconds) < LEAST_RUNS or (sum(seconds) < ENOUGH_SECONDS and len(seconds) < MOST_RUNS):
-        began = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-        if seconds[-1] > LONG_RUN:
-            break
-    return statistics.median(seconds)

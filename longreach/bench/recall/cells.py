@@ -8,17 +8,15 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from longreach.bench.cell_run import TrainedCell, read_result, train_cell, write_result
 from longreach.bench.recall.systems import Size, model_config, system_of
 from longreach.bench.recall.tasks import kind_of, task_arguments
-from longreach.disk import replace_text
-from longreach.errors import InputError
 from longreach.tasks.recall import SyntheticTask
-from longreach.training import DivergenceError, RunFolder, TrainingOptions, read_experiment, train
+from longreach.training import TrainingOptions
 from longreach.training.run_folder import machine
 
-RESULT = "result.json"
 GOAL = 1.0
 """A cell in which every held-out answer is right is finished."""
 TOKENS = 4096
@@ -133,29 +131,18 @@ def _training(cell: Cell, options: RecallOptions) -> dict[str, Any]:
 
 def run_cell(cell: Cell, options: RecallOptions, out: Path) -> CellResult | None:
     """Train one cell, or go on with it, or read what it came to; None if it was stopped by a signal."""
-    folder = RunFolder(out / cell.name)
-    if (folder.path / RESULT).exists():
-        return _read(folder.path / RESULT)
-    if not folder.config.exists():
-        folder.create()
-        replace_text(folder.config, json.dumps(configure(cell, options), indent=1))
-    experiment = read_experiment(folder.config)
-    try:
-        run = train(
-            experiment.task, experiment.model, experiment.training, folder.path, resume=True, config=experiment.config
-        )
-        if not run.finished:
-            return None
-        note = ""
-    except DivergenceError as error:
-        note = str(error)
-    result = _result(cell, experiment.training, experiment.task, folder, note)
-    replace_text(folder.path / RESULT, json.dumps(result._asdict(), indent=1) + "\n")
-    return _read(folder.path / RESULT)
+    path = out / cell.name
+    if (found := read_result(path, CellResult)) is not None:
+        return found
+    trained = train_cell(path, lambda: json.dumps(configure(cell, options), indent=1))
+    if trained is None:
+        return None
+    write_result(path, _result(cell, trained)._asdict())
+    return read_result(path, CellResult)
 
 
-def _result(cell: Cell, training: TrainingOptions, task: Any, folder: RunFolder, note: str) -> CellResult:
-    record = folder.read_record()
+def _result(cell: Cell, trained: TrainedCell) -> CellResult:
+    record, task = trained.folder.read_record(), cast(SyntheticTask, trained.experiment.task)
     found = record.get("result", {})
     metrics = found.get("metrics") or {}
     return CellResult(
@@ -167,19 +154,13 @@ def _result(cell: Cell, training: TrainingOptions, task: Any, folder: RunFolder,
         steps=found.get("step", 0),
         seconds=round(found.get("seconds", 0.0), 1),
         parameters=record["model"]["parameters"],
-        options={"batch_size": task.batch_size, "held_out": task.n_held_out, **asdict(training)},
+        options={"batch_size": task.batch_size, "held_out": task.n_held_out, **asdict(trained.experiment.training)},
         machine=machine(),
-        note=note,
+        note=trained.note,
     )
 
 
 def read_results(out: Path) -> list[CellResult]:
     """All finished cells in a folder, in the order of the names of their folders."""
-    return [_read(path) for path in sorted(out.glob(f"*/{RESULT}"))]
-
-
-def _read(path: Path) -> CellResult:
-    try:
-        return CellResult(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}; remove its folder, and the cell is trained again") from error
+    found = (read_result(path, CellResult) for path in sorted(out.glob("*")))
+    return [result for result in found if result is not None]

@@ -4,12 +4,11 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from longreach.bench.grid import Grid
 from longreach.bench.recall.cells import CellResult
 from longreach.bench.recall.published import PUBLISHED, PublishedScore
 from longreach.bench.recall.systems import SYSTEMS
@@ -24,15 +23,7 @@ Place = tuple[int, int | None]
 """A column: a length and a size."""
 
 
-class _Grid(NamedTuple):
-    """A table before it is drawn."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def _grids(task: str, results: Sequence[CellResult]) -> list[_Grid]:
+def _grids(task: str, results: Sequence[CellResult]) -> list[Grid]:
     """Ours, with the rates of those who know nothing below, and the published ones; what was not run is empty."""
     ours = [result for result in results if result.task == task]
     published = [score for score in PUBLISHED if score.task == task]
@@ -62,13 +53,13 @@ def _order(place: Place) -> tuple[int, int]:
     return length, size or 0
 
 
-def _grid(title: str, scores: Mapping[tuple[str, Place], float | None]) -> _Grid:
+def _grid(title: str, scores: Mapping[tuple[str, Place], float | None]) -> Grid:
     """A row for each system, in the order of SYSTEMS and then as they come; a column for each length and size."""
     named = dict.fromkeys(system for system, _ in scores)
     systems = [name for name in SYSTEMS if name in named] + [name for name in named if name not in SYSTEMS]
     places = sorted({place for _, place in scores}, key=_order)
     rows = [[system, *(_percent(scores.get((system, place))) for place in places)] for system in systems]
-    return _Grid(title, ["", *map(_heading, places)], rows)
+    return Grid(title, ["", *map(_heading, places)], rows)
 
 
 def _axes(task: str) -> str:
@@ -98,26 +89,14 @@ def tables(results: Sequence[CellResult]) -> RenderableType:
     """What was found, task by task, the published numbers below ours; and why cells are empty that were run."""
     drawn: list[RenderableType] = []
     for grid in (grid for task in _tasks(results) for grid in _grids(task, results)):
-        table = Table()
-        for number, column in enumerate(grid.columns):
-            table.add_column(column, justify="right" if number else "left")
-        for row in grid.rows:
-            table.add_row(*row)
-        drawn += [Text(grid.title), table]
+        drawn += [Text(grid.title), grid.table()]
     return Group(*drawn, *map(Text, _notes(results)))
 
 
 def markdown(results: Sequence[CellResult]) -> str:
     """The same as Markdown."""
-    lines: list[str] = []
-    for grid in (grid for task in _tasks(results) for grid in _grids(task, results)):
-        lines += [grid.title, "", _line(grid.columns), _line(["---", *["--:"] * (len(grid.columns) - 1)])]
-        lines += [*map(_line, grid.rows), ""]
+    lines = [line for task in _tasks(results) for grid in _grids(task, results) for line in grid.markdown()]
     return "\n".join(lines + _notes(results)).rstrip() + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def write_files(results: Sequence[CellResult], out: Path) -> list[Path]:
