@@ -76,6 +76,7 @@ class SpeechCommands(Classification):
     def fingerprint(self) -> str:
         """The state of the clips and lists."""
         folder = find_speech_commands(self.data)
+        require_lists(folder)
         clips = (path for word in self.words for path in clips_of(folder, word))
         return state_of([*(folder / name for name in LISTS.values()), *clips])
 
@@ -135,12 +136,17 @@ def clips_of(folder: Path, word: str) -> list[Path]:
     return found
 
 
+def require_lists(folder: Path) -> None:
+    """Raise InputError unless both lists are there."""
+    for name in LISTS.values():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}; {AGAIN}")
+
+
 def read_lists(folder: Path) -> dict[str, str]:
     """The part of each clip that is not to train."""
     parts: dict[str, str] = {}
     for part, name in LISTS.items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}; {AGAIN}")
         for line in (folder / name).read_text().split():
             if parts.setdefault(line, part) != part:
                 raise InputError(f"{line} is on both lists of {folder}; {AGAIN}")
@@ -154,7 +160,7 @@ def read_clip(path: Path) -> Int16[ndarray, " l"]:
             n, kind = clip.getnframes(), (clip.getframerate(), 8 * clip.getsampwidth(), clip.getnchannels())
             content = clip.readframes(n)
     except (wave.Error, EOFError) as error:
-        raise InputError(f"{path} is damaged or no WAV file ({error or 'it ends too early'}); {AGAIN}") from None
+        raise InputError(f"{path} is damaged or no WAV file ({str(error) or 'it ends too early'}); {AGAIN}") from None
     if kind != (RATE, 16, 1):
         raise InputError(
             f"{path} has {kind[0]} Hz, {kind[1]} bits and {kind[2]} channels instead of {RATE}, 16 and 1; convert it"

@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
     part: str
     source_part: str
-    index: int
+    number: int
 
 
 def assign(parts: Mapping[str, LabelledImages], held_out: float, seed: int) -> list[Place]:

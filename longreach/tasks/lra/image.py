@@ -56,7 +56,8 @@ class Image(Classification):
         loading: Loading = Loading(),  # noqa: B008 (immutable)
     ) -> None:
         super().__init__(loading)
-        self.data, self.pixels, self.grey = data, pixels, grey
+        self.data, self.pixels = data, pixels
+        self.grey: Grey = grey
         self.held_out, self.split_seed = held_out, split_seed
         self.encoding = ENCODINGS[pixels]
 

@@ -134,7 +134,7 @@ def code_points(text: bytes, options: TextOptions) -> UInt32[ndarray, " l"]:
     return np.frombuffer(text.decode(errors="replace").encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint32)
 
 
-def alphabet(texts: Iterable[Integer[ndarray, " l"]], size: int) -> str:
+def alphabet(texts: Iterable[Integer[ndarray, " _"]], size: int) -> str:
     """The most frequent characters, most frequent first, equally frequent ones in the order of their numbers."""
     counts, waiting, n_waiting = np.zeros(CODE_POINTS, np.int64), [], 0
     for text in texts:
