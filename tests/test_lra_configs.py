@@ -10,12 +10,21 @@ from longreach.training import read_experiment
 
 FOLDER = Path(__file__).parent.parent / "configs" / "lra"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
-LENGTHS = {"listops": 2000}
+LENGTHS = {
+    "listops": 2000,
+    "pathfinder": 1024,
+    "text": 4096,
+    "retrieval": 4000,
+    "image": 1024,
+    "speechcommands": 16_000,
+    "sequentialimages": 784,
+}
 """The longest sequence of each task."""
 
 
 def test_there_are_configurations() -> None:
     assert {path.stem for path in (FOLDER / "listops").iterdir()} >= {"s4d", "mega", "transformer"}
+    assert all((FOLDER / task / "s4d.yaml").exists() for task in LENGTHS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
