@@ -121,7 +121,7 @@ def _matrix_memory(device: torch.device) -> torch.Tensor:
 
 
 def _wkv_call(device: torch.device) -> tuple[Any, ...]:
-    from longreach.ops.wkv import init_wkv
+    from longreach.ops.wkv_state import init_wkv
 
     channels = torch.zeros(WIDTH, device=device, requires_grad=True)
     values = torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True)

@@ -47,7 +47,8 @@ from longreach.ops.token_shift import token_shift
 from longreach.ops.transposed import transposed
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
-from longreach.ops.wkv import WKVState, init_wkv, wkv
+from longreach.ops.wkv import wkv
+from longreach.ops.wkv_state import WKVState, init_wkv
 
 __all__ = [
     "OPS",
