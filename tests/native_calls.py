@@ -110,7 +110,11 @@ def results(call: Call, backend: str, cotangent: Tensor | None = None) -> list[T
 def expected(call: Call) -> list[Tensor]:
     """The value and the gradients by the definition, or by torch where the definition takes too long."""
     takes_long = call.length > DEFINED and call.positional[0].numel() > 0  # torch transforms no empty batch
-    backend = {"long_conv": "fft", "linear_scan": "blocked", "wkv": "scan"} if takes_long else {}
+    backend = (
+        {"long_conv": "fft", "linear_scan": "blocked", "wkv": "scan", "damped_average": "convolution"}
+        if takes_long
+        else {}
+    )
     return results(call, backend.get(call.op, "reference"))
 
 
@@ -188,6 +192,13 @@ def _linear_scan(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[.
     return Call("linear_scan", l, (a, _complex(randn, b, l, n), _complex(randn, b, n)))
 
 
+def _damped_average(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    d *= draw(st.sampled_from([1, 1, 7]))
+    averages = draw(st.integers(1, 2)), d, draw(st.integers(1, 9))
+    return Call("damped_average", l, (randn(b, l, d), randn(*averages), randn(*averages).sigmoid(), randn(d)))
+
+
 def _short_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
     b, d, l = sizes
     width = draw(st.integers(1, 20))
@@ -232,6 +243,7 @@ def _wkv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tens
 
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
     "cauchy": _cauchy,
+    "damped_average": _damped_average,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
     "short_conv": _short_conv,

@@ -48,6 +48,7 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     long_conv = {"reverse_kernel": randn(d, l), "skip": randn(d)} | gates
     points = torch.complex(torch.zeros(l, dtype=torch.float64), 5 * randn(l))
     return [
+        Call("damped_average", l, (randn(b, l, d), randn(1, d, 6), randn(1, d, 6).sigmoid(), randn(d))),
         Call("linear_scan", l, (randn(b, l, d).tanh(), randn(b, l, d), randn(b, d))),
         Call("linear_scan", l, (modes(b, l, d).exp(), modes(b, l, d), modes(b, d))),
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
@@ -60,8 +61,8 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     ]
 
 
-SIGNAL = {"linear_scan": (1, 2), "wkv": (3, 4)}
-"""Operators whose signal is not their first argument: it, and the state that is of its size.  Channels are last."""
+SIGNAL = {"damped_average": (0,), "linear_scan": (1, 2), "wkv": (3, 4)}
+"""Operators whose channels are last: which argument is the signal, and which the state that is of its size."""
 
 
 def same_bits(x: list[Tensor], y: list[Tensor]) -> bool:
@@ -179,9 +180,12 @@ def samples() -> dict[str, list[tuple]]:
     constant = -randn(3).exp(), randn(3), randn(2, 9, 3), randn(2, 9, 3), randn(2, 3), randn(2, 3).exp()
     averages = *(z.clone().requires_grad_() for z in constant), randn(2, 3)
     mask = torch.arange(9).expand(2, 9) % 3 != 1
+    averaged = (states, randn(2, 3, 5).requires_grad_(), randn(2, 3, 5).sigmoid().requires_grad_(), skip)
     return {
         "cauchy": [(phases, points, ratios)],
         "cauchy_adjoint": [(modes(2, 3, 9), phases.detach(), points, ratios.detach())],
+        "damped_average": [averaged],
+        "damped_average_adjoint": [(h, h.new_empty(2, 2, 0, 8, 3), *(z.detach() for z in averaged))],
         "linear_scan": [(decay, states, initial, False), (*complex_scan, True)],
         "linear_scan_adjoint": [(h, decay.detach(), initial.detach(), h, True)],
         "long_conv": [plain, full],

@@ -196,6 +196,11 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.zeros(1, 2, WIDTH, STATE, dtype=torch.complex64, device=device),
         ModalSystem(_ratio(device), _ratio(device), _ratio(device)),
     ),
+    "damped_average": lambda device: (
+        torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
+        *(torch.zeros(1, WIDTH, STATE, device=device, requires_grad=True) for _ in range(2)),
+        torch.zeros(WIDTH, device=device, requires_grad=True),
+    ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
     "monarch": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),

@@ -12,14 +12,11 @@
 // into blocks.  The states between blocks are kept for the adjoint, which walks through a block once more from there,
 // puts what it needs on the stack, and walks back.  Threads share tiles of (batch, channels), each in the same order.
 
-#include <algorithm>
-
-#include "vector.h"
+#include "lanes.h"
 
 namespace {
 
 constexpr int64_t BLOCK = 64;  // positions between two states that are kept
-constexpr int TILE = 4;        // vectors of channels that go through a block one after the other, while its rows are near
 
 template <class T>
 struct Sums {
@@ -38,22 +35,15 @@ struct Arguments {
     int64_t kept_at(int64_t b, int64_t block) const { return (b * (blocks() - 1) + block - 1) * 3 * channels; }
 };
 
-// Up to a vector of neighbouring channels.
-template <class T, bool whole>
-struct Lanes {
-    int count;
-    Vec<T> get(const T* from) const { return whole ? load(from) : load_some(from, count); }
-    void put(T* to, Vec<T> value) const {
-        if (whole) store(to, value);
-        else store_some(to, value, count);
-    }
-    Sums<T> get(const T* numerator, const T* denominator, const T* exponent) const {
-        return {get(numerator), get(denominator), get(exponent)};
-    }
-    void put(T* numerator, T* denominator, T* exponent, const Sums<T>& sums) const {
-        put(numerator, sums.numerator), put(denominator, sums.denominator), put(exponent, sums.exponent);
-    }
-};
+template <class Lanes, class T>
+INLINE Sums<T> get_sums(Lanes lanes, const T* numerator, const T* denominator, const T* exponent) {
+    return {lanes.get(numerator), lanes.get(denominator), lanes.get(exponent)};
+}
+
+template <class Lanes, class T>
+INLINE void put_sums(Lanes lanes, T* numerator, T* denominator, T* exponent, const Sums<T>& sums) {
+    lanes.put(numerator, sums.numerator), lanes.put(denominator, sums.denominator), lanes.put(exponent, sums.exponent);
+}
 
 // e^{a - largest}, e^{b - largest} and the largest of both.
 template <class T>
@@ -145,19 +135,6 @@ void adjoint_block(Lanes<T, whole> lanes, Sums<T> past, Gradients<T>& gradients,
     for (int i = 0; i < Vector<T>::lanes; i++) gradients.log_decay[i] += of_decay[i], gradients.bonus[i] += of_bonus[i];
 }
 
-// Calls `run(lanes, row of the batch, first channel, vectors)` for every tile; what does not fill a vector is one of its own.
-template <class T, class Run>
-void for_each_tile(int64_t batch, int64_t channels, int threads, Run run) {
-    constexpr int64_t W = Vector<T>::lanes, tile = TILE * W;
-    const int64_t full = channels / W * W, tiles = (full + tile - 1) / tile, all = tiles + (full < channels);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t job = 0; job < batch * all; job++) {
-        const int64_t b = job / all, index = job % all, c = std::min(index * tile, full);
-        if (index < tiles) run(Lanes<T, true>{int(W)}, b, c, int(std::min(tile, full - c) / W));
-        else run(Lanes<T, false>{int(channels - full)}, b, full, 1);
-    }
-}
-
 template <class T>
 void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* exponent, T* kept, int threads) {
     constexpr int W = Vector<T>::lanes;
@@ -167,7 +144,7 @@ void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* e
         Sums<T> sums[TILE];
         for (int i = 0; i < vectors; i++) {
             const int64_t c = b * row + first + i * W;
-            sums[i] = lanes.get(given.numerator + c, given.denominator + c, given.exponent + c);
+            sums[i] = get_sums<decltype(lanes), T>(lanes, given.numerator + c, given.denominator + c, given.exponent + c);
         }
         for (int64_t block = 0; block < given.blocks(); block++) {
             const int64_t t = block * BLOCK, steps = std::min(BLOCK, given.length - t);
@@ -175,7 +152,7 @@ void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* e
                 const int64_t c = first + i * W, at = (b * given.length + t) * row + c;
                 if (block) {
                     T* to = kept + given.kept_at(b, block) + c;
-                    lanes.put(to, to + row, to + 2 * row, sums[i]);
+                    put_sums(lanes, to, to + row, to + 2 * row, sums[i]);
                 }
                 average_block(lanes, sums[i], lanes.get(given.log_decay + c), lanes.get(given.bonus + c), given.key + at,
                               given.value + at, mask ? mask + t : nullptr, y + at, steps, row);
@@ -183,7 +160,7 @@ void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* e
         }
         for (int i = 0; i < vectors; i++) {
             const int64_t c = b * row + first + i * W;
-            lanes.put(numerator + c, denominator + c, exponent + c, sums[i]);
+            put_sums(lanes, numerator + c, denominator + c, exponent + c, sums[i]);
         }
     });
 }
@@ -213,8 +190,8 @@ void adjoint(const Arguments<T>& given, const Adjoint<T>& wanted, int threads) {
                 const int64_t c = first + i * W, at = (b * given.length + t) * row + c, state = b * row + c;
                 const T* from = wanted.kept + given.kept_at(b, block) + c;
                 const Sums<T> past =
-                    block ? lanes.get(from, from + row, from + 2 * row)
-                          : lanes.get(given.numerator + state, given.denominator + state, given.exponent + state);
+                    block ? get_sums<decltype(lanes), T>(lanes, from, from + row, from + 2 * row)
+                          : get_sums<decltype(lanes), T>(lanes, given.numerator + state, given.denominator + state, given.exponent + state);
                 adjoint_block(lanes, past, gradients[i], lanes.get(given.log_decay + c), lanes.get(given.bonus + c),
                               given.key + at, given.value + at, mask ? mask + t : nullptr, wanted.grad + at,
                               wanted.key + at, wanted.value + at, steps, row);
@@ -224,10 +201,8 @@ void adjoint(const Arguments<T>& given, const Adjoint<T>& wanted, int threads) {
             const int64_t c = b * row + first + i * W;
             lanes.put(wanted.numerator + c, gradients[i].numerator);
             lanes.put(wanted.denominator + c, gradients[i].denominator);
-            Vec<T> log_decay, bonus;
-            for (int j = 0; j < W; j++) log_decay[j] = T(gradients[i].log_decay[j]), bonus[j] = T(gradients[i].bonus[j]);
-            lanes.put(wanted.log_decay + c, log_decay);
-            lanes.put(wanted.bonus + c, bonus);
+            lanes.put_sums(wanted.log_decay + c, gradients[i].log_decay);
+            lanes.put_sums(wanted.bonus + c, gradients[i].bonus);
         }
     });
 }
