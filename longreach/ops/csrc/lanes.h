@@ -24,8 +24,8 @@ struct Lanes {
     }
 };
 
-// Calls `run(lanes, row of the batch, first channel, vectors)` for every tile; what does not fill a vector is one of its
-// own.
+// Calls `run(lanes, row of the batch, first channel, vectors)` for every tile; what does not fill a vector is one by
+// itself.
 template <class T, class Run>
 void for_each_tile(int64_t batch, int64_t channels, int threads, Run run) {
     constexpr int64_t W = Vector<T>::lanes, tile = TILE * W;

@@ -113,7 +113,7 @@ INLINE Vec<T> times_power_of_two(Vec<T> x, Vec<T> shifted) {
 #endif
 }
 
-// e^x, off by at most one last place; NaN stays NaN.
+// e^x, off by at most 1.4 last places; NaN stays NaN.
 template <class T>
 INLINE Vec<T> exponential(Vec<T> x) {
     typedef Exponential<T> Number;

@@ -35,12 +35,12 @@ struct Arguments {
     int64_t kept_at(int64_t b, int64_t block) const { return (b * (blocks() - 1) + block - 1) * 3 * channels; }
 };
 
-template <class Lanes, class T>
+template <class T, class Lanes>
 INLINE Sums<T> get_sums(Lanes lanes, const T* numerator, const T* denominator, const T* exponent) {
     return {lanes.get(numerator), lanes.get(denominator), lanes.get(exponent)};
 }
 
-template <class Lanes, class T>
+template <class T, class Lanes>
 INLINE void put_sums(Lanes lanes, T* numerator, T* denominator, T* exponent, const Sums<T>& sums) {
     lanes.put(numerator, sums.numerator), lanes.put(denominator, sums.denominator), lanes.put(exponent, sums.exponent);
 }
@@ -54,7 +54,8 @@ struct Weights {
 template <class T>
 INLINE Weights<T> weights(Vec<T> a, Vec<T> b) {
     const Vec<T> largest = a > b ? a : b, one = Vec<T>{} + T(1);
-    const Vec<T> smaller = exponential<T>((a - largest) + (b - largest));  // one of the differences is zero, or neither a number
+    // one of the differences is zero, or neither is a number
+    const Vec<T> smaller = exponential<T>((a - largest) + (b - largest));
     return {a > b ? one : smaller, a > b ? smaller : one, largest};
 }
 
@@ -78,7 +79,8 @@ void average_block(Lanes<T, whole> lanes, Sums<T>& sums, Vec<T> log_decay, Vec<T
         }
         const Vec<T> k = lanes.get(key + t * row), v = lanes.get(value + t * row);
         const Weights<T> seen = weights<T>(past.exponent, bonus + k);
-        lanes.put(y + t * row, (seen.first * past.numerator + seen.second * v) / (seen.first * past.denominator + seen.second));
+        const Vec<T> above = seen.first * past.numerator + seen.second * v;
+        lanes.put(y + t * row, above / (seen.first * past.denominator + seen.second));
         advance(past, weights<T>(past.exponent + log_decay, k), v);
     }
     sums = past;
@@ -144,7 +146,7 @@ void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* e
         Sums<T> sums[TILE];
         for (int i = 0; i < vectors; i++) {
             const int64_t c = b * row + first + i * W;
-            sums[i] = get_sums<decltype(lanes), T>(lanes, given.numerator + c, given.denominator + c, given.exponent + c);
+            sums[i] = get_sums<T>(lanes, given.numerator + c, given.denominator + c, given.exponent + c);
         }
         for (int64_t block = 0; block < given.blocks(); block++) {
             const int64_t t = block * BLOCK, steps = std::min(BLOCK, given.length - t);
@@ -154,8 +156,8 @@ void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* e
                     T* to = kept + given.kept_at(b, block) + c;
                     put_sums(lanes, to, to + row, to + 2 * row, sums[i]);
                 }
-                average_block(lanes, sums[i], lanes.get(given.log_decay + c), lanes.get(given.bonus + c), given.key + at,
-                              given.value + at, mask ? mask + t : nullptr, y + at, steps, row);
+                average_block(lanes, sums[i], lanes.get(given.log_decay + c), lanes.get(given.bonus + c),
+                              given.key + at, given.value + at, mask ? mask + t : nullptr, y + at, steps, row);
             }
         }
         for (int i = 0; i < vectors; i++) {
@@ -188,10 +190,10 @@ void adjoint(const Arguments<T>& given, const Adjoint<T>& wanted, int threads) {
             const int64_t t = block * BLOCK, steps = std::min(BLOCK, given.length - t);
             for (int i = 0; i < vectors; i++) {
                 const int64_t c = first + i * W, at = (b * given.length + t) * row + c, state = b * row + c;
-                const T* from = wanted.kept + given.kept_at(b, block) + c;
-                const Sums<T> past =
-                    block ? get_sums<decltype(lanes), T>(lanes, from, from + row, from + 2 * row)
-                          : get_sums<decltype(lanes), T>(lanes, given.numerator + state, given.denominator + state, given.exponent + state);
+                const T* kept = block ? wanted.kept + given.kept_at(b, block) + c : nullptr;
+                const Sums<T> past = kept ? get_sums<T>(lanes, kept, kept + row, kept + 2 * row)
+                                          : get_sums<T>(lanes, given.numerator + state, given.denominator + state,
+                                                        given.exponent + state);
                 adjoint_block(lanes, past, gradients[i], lanes.get(given.log_decay + c), lanes.get(given.bonus + c),
                               given.key + at, given.value + at, mask ? mask + t : nullptr, wanted.grad + at,
                               wanted.key + at, wanted.value + at, steps, row);
