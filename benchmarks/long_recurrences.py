@@ -22,7 +22,8 @@ from longreach.mixers.base import SequenceMixer
 from longreach.ops import linear_scan, long_conv
 from longreach.ops.modal import ModalSystem, modal_step
 from longreach.ops.online_conv import init_online_conv, online_conv_prefill
-from longreach.ops.wkv import init_wkv, wkv
+from longreach.ops.wkv import wkv
+from longreach.ops.wkv_state import init_wkv
 
 CHANNELS, SHOWN = 4, 4096
 Outputs = Callable[[torch.dtype], Tensor]

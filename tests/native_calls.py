@@ -1,6 +1,7 @@
 """Calls of the operators that have compiled kernels, of any shape and with tensors that lie anywhere in memory."""
 
 import ctypes
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longreach.ops import OPS, native
+from longreach.ops import OPS, WKVState, native
 
 BUILDS = [name for name in native.instruction_sets() if (native.FOLDER / f"{name}.so").exists()]
 """Every set of kernels that this processor can run, also those that are not the best."""
@@ -77,10 +78,30 @@ def built_for(instructions: str) -> Iterator[None]:
         native.kernel.cache_clear()
 
 
+def operator(name: str, backend: str) -> Callable[..., Tensor]:
+    """One backend, called directly because `use_backend` is for one thread at a time, with a single result."""
+    function = OPS[name].backends[backend]
+    return functools.partial(AS_ONE[name], function) if name in AS_ONE else function
+
+
+def _wkv_as_one(wkv: Callable[..., Any], *arguments: Any) -> Tensor:
+    """The averages and both sums after them; every `period`-th position is padding, whose average is undefined."""
+    *tensors, numerator, denominator, period = arguments
+    real = None if period is None else torch.arange(1, tensors[2].shape[1] + 1) % period != 0
+    mask = None if real is None else real.expand(len(numerator), -1)
+    y, state = wkv(*tensors, WKVState(numerator, denominator, torch.zeros_like(numerator)), mask)
+    y = y if real is None else y.masked_fill(~real[:, None], 0)
+    return torch.cat([y, state.numerator[:, None], state.denominator[:, None]], dim=1)
+
+
+AS_ONE: dict[str, Callable[..., Tensor]] = {"wkv": _wkv_as_one}
+"""For operators with several results: what makes one of them."""
+
+
 def results(call: Call, backend: str, cotangent: Tensor | None = None) -> list[Tensor]:
     """The value and the gradients; the cotangent is random, and the same at every call, unless it is given."""
     call = call.mapped(lambda x: x.detach().requires_grad_())
-    y = OPS[call.op].backends[backend](*call.positional, **call.named)  # use_backend is for one thread at a time
+    y = operator(call.op, backend)(*call.positional, **call.named)
     if cotangent is None:
         cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
     return [y.detach(), *torch.autograd.grad(y, call.tensors(), cotangent)]
@@ -89,7 +110,11 @@ def results(call: Call, backend: str, cotangent: Tensor | None = None) -> list[T
 def expected(call: Call) -> list[Tensor]:
     """The value and the gradients by the definition, or by torch where the definition takes too long."""
     takes_long = call.length > DEFINED and call.positional[0].numel() > 0  # torch transforms no empty batch
-    backend = {"long_conv": "fft", "linear_scan": "blocked"} if takes_long else {}
+    backend = (
+        {"long_conv": "fft", "linear_scan": "blocked", "wkv": "scan", "damped_average": "convolution"}
+        if takes_long
+        else {}
+    )
     return results(call, backend.get(call.op, "reference"))
 
 
@@ -167,6 +192,13 @@ def _linear_scan(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[.
     return Call("linear_scan", l, (a, _complex(randn, b, l, n), _complex(randn, b, n)))
 
 
+def _damped_average(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    d *= draw(st.sampled_from([1, 1, 7]))
+    averages = draw(st.integers(1, 2)), d, draw(st.integers(1, 9))
+    return Call("damped_average", l, (randn(b, l, d), randn(*averages), randn(*averages).sigmoid(), randn(d)))
+
+
 def _short_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
     b, d, l = sizes
     width = draw(st.integers(1, 20))
@@ -201,13 +233,23 @@ def _transposed(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..
     return Call("transposed", sizes[2], (randn(*sizes),))
 
 
+def _wkv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, c, l = sizes
+    c *= draw(st.sampled_from([1, 1, 7]))
+    sequences = draw(st.sampled_from([1.0, 100.0])) * randn(b, l, c), randn(b, l, c)
+    period = draw(st.sampled_from([None, 1, 2, 5]))
+    return Call("wkv", l, (-randn(c).exp(), randn(c), *sequences, randn(b, c), randn(b, c).exp(), period))
+
+
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
     "cauchy": _cauchy,
+    "damped_average": _damped_average,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
     "short_conv": _short_conv,
     "transposed": _transposed,
     "vandermonde": _vandermonde,
     "vandermonde_adjoint": _vandermonde_adjoint,
+    "wkv": _wkv,
 }
 """How to draw a call of each operator: rows or states, channels and length are given."""

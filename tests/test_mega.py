@@ -17,8 +17,13 @@ from longreach.models import MLP, Backbone
 from longreach.models.published import load_published
 from longreach.models.published_mega import build, rules
 from longreach.models.published_mega_layer import build_mega
+from longreach.ops import OPS, damped_average
 
 GOLDEN = Path(__file__).parent / "golden" / "mega"
+
+
+SLOW = (torch.ones(1, 3000, 4), torch.full((1, 4, 2), 0.5), torch.full((1, 4, 2), 1e-6), torch.zeros(4))
+"""Arguments of damped_average."""
 
 
 def is_normal(x: Tensor, std: float) -> bool:
@@ -61,6 +66,22 @@ def test_slow_averages_keep_their_digits_in_float32() -> None:
     kernel = average.kernels(16_384)
     exact = average.double().kernels(16_384)
     assert (kernel - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("backend", [name for name, no in OPS["damped_average"].explain(*SLOW).items() if no is None])
+def test_slow_averages_of_long_sequences_keep_their_digits_in_float32(backend: str) -> None:
+    """A millionth is forgotten at each position: 1 less that has one digit of it left in float32."""
+    average, exact = OPS["damped_average"].backends[backend], OPS["damped_average"].backends["convolution"]
+    y, truth = average(*SLOW), exact(*(z.double() for z in SLOW))
+    assert (y - truth).norm() < 1e-5 * truth.norm()
+
+
+def test_averages_that_do_not_fit_are_refused() -> None:
+    x, weight, forgotten, skip = SLOW
+    with pytest.raises(InputError, match="damped_average: x"):
+        damped_average(x, weight, forgotten[..., :1], skip)
+    with pytest.raises(InputError, match="1 or 2 directions"):
+        damped_average(x, weight.expand(3, -1, -1), forgotten.expand(3, -1, -1), skip)
 
 
 def test_saturated_averages_are_finite() -> None:

@@ -48,6 +48,7 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     long_conv = {"reverse_kernel": randn(d, l), "skip": randn(d)} | gates
     points = torch.complex(torch.zeros(l, dtype=torch.float64), 5 * randn(l))
     return [
+        Call("damped_average", l, (randn(b, l, d), randn(1, d, 6), randn(1, d, 6).sigmoid(), randn(d))),
         Call("linear_scan", l, (randn(b, l, d).tanh(), randn(b, l, d), randn(b, d))),
         Call("linear_scan", l, (modes(b, l, d).exp(), modes(b, l, d), modes(b, d))),
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
@@ -56,7 +57,12 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
         Call("vandermonde", l, (modes(b, d, 3), modes(d, 3), l)),
         Call("vandermonde_adjoint", l, (randn(b, d, l), modes(d, 3))),
         Call("cauchy", l, (modes(b, d, 3), points, modes(d, 3)), constants=(1,)),
+        Call("wkv", l, (-randn(d).exp(), randn(d), randn(b, l, d), randn(b, l, d), randn(b, d), randn(b, d).exp(), 4)),
     ]
+
+
+SIGNAL = {"damped_average": (0,), "linear_scan": (1, 2), "wkv": (3, 4)}
+"""Operators whose channels are last: which argument is the signal, and which the state that is of its size."""
 
 
 def same_bits(x: list[Tensor], y: list[Tensor]) -> bool:
@@ -102,7 +108,7 @@ def test_single_precision_errs_no_more_than_torch(op: str, build: str, data: st.
 def test_numbers_of_extreme_size(build: str, scale: float) -> None:
     """Denormal numbers are not flushed to zero, and nothing overflows or vanishes on the way."""
     for call in typical_calls():
-        scaled = [1, 2] if call.op == "linear_scan" else [0]  # the state begins as small as the input is
+        scaled = SIGNAL.get(call.op, (0,))
         positional = [x * scale if i in scaled else x for i, x in enumerate(call.positional)]
         call = call._replace(positional=tuple(positional))
         with built_for(build):
@@ -120,9 +126,9 @@ def test_what_is_not_finite_stays_in_its_row_and_channel(build: str, poison: flo
     """It is not lost, and the bits of all other rows and channels are as without it, in results and in gradients."""
     rows, channels, row, channel = 2, 5, 1, 2
     for call in typical_calls(rows, channels):
-        signal = call.positional[1 if call.op == "linear_scan" else 0]
+        signal = call.positional[SIGNAL.get(call.op, (0,))[0]]
         poisoned = signal.clone()
-        poisoned[(row, 1, channel) if call.op == "linear_scan" else (row, channel, 1)] = poison
+        poisoned[(row, 1, channel) if call.op in SIGNAL else (row, channel, 1)] = poison
         with built_for(build):
             clean = results(call, "native")
             found = results(call.mapped(lambda x, old=signal, new=poisoned: new if x is old else x), "native")
@@ -171,9 +177,15 @@ def samples() -> dict[str, list[tuple]]:
     complex_scan = [z.to(torch.complex128).detach().requires_grad_() for z in (decay, states, initial)]
     frozen = tuple(z.detach() if isinstance(z, Tensor) else z for z in full)
     h = states.detach()
+    constant = -randn(3).exp(), randn(3), randn(2, 9, 3), randn(2, 9, 3), randn(2, 3), randn(2, 3).exp()
+    averages = *(z.clone().requires_grad_() for z in constant), randn(2, 3)
+    mask = torch.arange(9).expand(2, 9) % 3 != 1
+    averaged = (states, randn(2, 3, 5).requires_grad_(), randn(2, 3, 5).sigmoid().requires_grad_(), skip)
     return {
         "cauchy": [(phases, points, ratios)],
         "cauchy_adjoint": [(modes(2, 3, 9), phases.detach(), points, ratios.detach())],
+        "damped_average": [averaged],
+        "damped_average_adjoint": [(h, h.new_empty(2, 2, 0, 8, 3), *(z.detach() for z in averaged))],
         "linear_scan": [(decay, states, initial, False), (*complex_scan, True)],
         "linear_scan_adjoint": [(h, decay.detach(), initial.detach(), h, True)],
         "long_conv": [plain, full],
@@ -185,6 +197,8 @@ def samples() -> dict[str, list[tuple]]:
         "transposed": [(x,)],
         "vandermonde": [(phases, ratios, 9)],
         "vandermonde_moments": [(x, ratios, False), (x, ratios, True)],
+        "wkv": [(*averages, None), (*averages, mask)],
+        "wkv_adjoint": [(h, constant[4], constant[5], h.new_empty(2, 0, 3, 3), *constant, randn(2, 3), mask)],
     }
 
 

@@ -49,7 +49,17 @@ def _gates(l: int) -> dict[str, Tensor]:
     return {"skip": _real(3), "gate_before": _real(2, 3, l), "gate_after": _real(2, 3, l)}
 
 
+def _averages(l: int, directions: int, n: int) -> Arguments:
+    shape = (directions, 3, n)
+    return (_real(2, l, 3), _real(*shape), _real(*shape).sigmoid(), _real(3)), {}
+
+
 CASES: dict[str, dict[str, Callable[[int], Arguments]]] = {
+    "damped_average": {
+        "past": lambda l: _averages(l, 1, 4),
+        "past and future": lambda l: _averages(l, 2, 5),
+        "one average": lambda l: _averages(l, 1, 1),
+    },
     "linear_scan": {
         "real": lambda l: ((_real(2, l, 3).sigmoid(), _real(2, l, 3), _real(2, 3)), {}),
         "complex": lambda l: ((_log_ratio(2, l, 3).exp(), _complex(2, l, 3), _complex(2, 3)), {}),

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.ops import OPS, delta_rule, gated_linear_attention, init_wkv, token_shift, use_backend, wkv
+from longreach.ops import OPS, delta_rule, gated_linear_attention, init_wkv, native, token_shift, use_backend, wkv
 from longreach.ops.decayed_scores import decayed_scores
-from longreach.ops.wkv import WKVState
+from longreach.ops.wkv_state import WKVState
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 LENGTHS = (1, 2, 3, 16, 37, 150)
+SMOOTH = ("wkv", "attention", "delta rule")
+"""Cases that finite differences can check."""
 
 
 def real(*shape: int, scale: float = 1.0) -> Tensor:
@@ -77,35 +79,47 @@ def with_gradients(case: str, backend: str, arguments: tuple[Tensor, ...]) -> li
     return [y, *torch.autograd.grad(y, leaves, cotangent, materialize_grads=True, allow_unused=True)]
 
 
-def fast_backend(case: str) -> str:
-    return next(name for name in OPS[CASES[case][0]].backends if name != "reference")
+def runs_here(backend: str) -> bool:
+    """Whether a backend can run: the compiled kernels may be missing."""
+    return backend != "native" or native.MISSING is None
+
+
+FAST = [
+    (case, backend)
+    for case, (name, _, _) in CASES.items()
+    for backend in OPS[name].backends
+    if backend != "reference" and runs_here(backend)
+]
+OF_EVERY_WKV = pytest.mark.parametrize("backend", [name for name in OPS["wkv"].backends if runs_here(name)])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("case", CASES)
-def test_value_and_gradient(case: str, length: int) -> None:
+@pytest.mark.parametrize(("case", "backend"), FAST)
+def test_value_and_gradient(case: str, backend: str, length: int) -> None:
     arguments = CASES[case][2](length)
-    found = [with_gradients(case, backend, arguments) for backend in (fast_backend(case), "reference")]
+    found = [with_gradients(case, name, arguments) for name in (backend, "reference")]
     for actual, expected in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", ["fast", "reference"])
-@pytest.mark.parametrize("case", ["wkv", "attention", "delta rule"])
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [(case, name) for case, name in [*FAST, *((case, "reference") for case in CASES)] if case in SMOOTH],
+)
 def test_first_and_second_derivatives(case: str, backend: str) -> None:
     name, function, make = CASES[case]
     arguments = [x.requires_grad_() for x in make(5)]
-    with use_backend(**{name: fast_backend(case) if backend == "fast" else backend}):
+    with use_backend(**{name: backend}):
         assert torch.autograd.gradcheck(function, arguments, fast_mode=True, rtol=1e-5, atol=1e-7)
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_float32_error_is_that_of_the_reference(case: str) -> None:
+@pytest.mark.parametrize(("case", "backend"), FAST)
+def test_float32_error_is_that_of_the_reference(case: str, backend: str) -> None:
     """At most four times the reference's own rounding error, for values and for gradients."""
     low = [x.float() for x in CASES[case][2](300)]
     exact = with_gradients(case, "reference", tuple(x.double() for x in low))
-    found = [with_gradients(case, backend, tuple(low)) for backend in (fast_backend(case), "reference")]
+    found = [with_gradients(case, name, tuple(low)) for name in (backend, "reference")]
     for ours, reference, truth in zip(*found, exact, strict=True):
         assert ours.dtype == torch.float32
         error, allowed = ((x.double() - truth).norm() for x in (ours, reference))
@@ -115,16 +129,17 @@ def test_float32_error_is_that_of_the_reference(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_which_backend_runs(case: str) -> None:
-    """One position is a step; more than one go the fast way."""
+    """One position is a step; more than one go the fast way; compiled code, where there is some, takes both."""
     name, _, make = CASES[case]
-    for length, expected in ((1, "reference"), (2, fast_backend(case))):
+    fastest = [backend for other, backend in FAST if other == case][-1]
+    for length, expected in ((1, fastest if fastest == "native" else "reference"), (2, fastest)):
         arguments: list[Any] = list(make(length))
         if name == "wkv":
             arguments[4:] = [WKVState(arguments[4], arguments[5], arguments[5])]
         assert OPS[name].choose(*arguments) == expected
 
 
-@pytest.mark.parametrize("backend", ["reference", "scan"])
+@OF_EVERY_WKV
 def test_wkv_is_a_weighted_average(backend: str) -> None:
     """Against the two sums as they are written in the paper."""
     w, u, k, v, *_ = wkv_arguments(9)
@@ -139,7 +154,7 @@ def test_wkv_is_a_weighted_average(backend: str) -> None:
     torch.testing.assert_close(state.exponent, (k + (8 - t)[:, None] * w).amax(1), **TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", ["reference", "scan"])
+@OF_EVERY_WKV
 def test_wkv_of_extreme_keys(backend: str) -> None:
     """Neither keys of +-10,000 nor decays near 0 or 1 overflow in float32, nor do their gradients."""
     key = 1e4 * torch.tensor([0.1, -1, 1, -0.5, 1, 0.3, -1, -1])[None, :, None].repeat(1, 1, 3)
@@ -154,7 +169,7 @@ def test_wkv_of_extreme_keys(backend: str) -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves))
 
 
-@pytest.mark.parametrize("backend", ["reference", "scan"])
+@OF_EVERY_WKV
 def test_wkv_leaves_out_what_is_masked(backend: str) -> None:
     """Padding anywhere, also after a state and whatever it holds, is as if it were not there."""
     arguments = list(wkv_arguments(12))
@@ -169,7 +184,7 @@ def test_wkv_leaves_out_what_is_masked(backend: str) -> None:
         torch.testing.assert_close(together[row, keep], alone[0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", ["reference", "scan"])
+@OF_EVERY_WKV
 def test_wkv_stays_empty_while_there_is_padding(backend: str) -> None:
     w, u, k, v, *_ = wkv_arguments(5)
     empty = init_wkv(2, u)
@@ -177,6 +192,20 @@ def test_wkv_stays_empty_while_there_is_padding(backend: str) -> None:
         _, state = wkv(w, u, k, v, empty, torch.zeros(2, 5, dtype=torch.bool))
     for found, expected in zip(state, empty, strict=True):
         assert torch.equal(found, expected)
+
+
+@OF_EVERY_WKV
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_wkv_of_keys_that_are_not_finite(backend: str, poison: float) -> None:
+    """NaN and infinite keys spoil what they spoil in the definition; one of -infinity is a value of no weight."""
+    w, u, k, v, *_ = wkv_arguments(6)
+    k[1, 2, 1] = poison
+    found = []
+    for name in (backend, "reference"):
+        with use_backend(wkv=name):
+            found.append(wkv(w, u, k, v, init_wkv(2, u))[0])
+    torch.testing.assert_close(*found, equal_nan=True, **TOLERANCE)
+    assert found[0].isfinite().all() == (poison == -float("inf"))
 
 
 def test_the_definition_of_gated_linear_attention() -> None:

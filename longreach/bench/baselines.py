@@ -89,10 +89,15 @@ def diagonal_state_space(
     return fft_convolution(u, kernel, kernel.new_zeros(len(kernel)))
 
 
-def moving_average(u: Float[Tensor, "b d l"], weight: Float[Tensor, "d n"], decay: Float[Tensor, "d n"]) -> Tensor:
-    """Mega: the taps sum_n weight_n decay_n^l, then the convolution."""
-    taps = torch.exp(decay.log()[..., None] * torch.arange(u.shape[-1]))
-    return fft_convolution(u, torch.einsum("dn,dnl->dl", weight, taps), taps.new_zeros(len(taps)))
+def moving_average(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, "1 d n"],
+    forgotten: Float[Tensor, "1 d n"],
+    skip: Float[Tensor, " d"],
+) -> Tensor:
+    """Mega: the taps sum_n weight_n (1 - forgotten_n)^l, then the convolution."""
+    taps = torch.exp(torch.log1p(-forgotten[0])[..., None] * torch.arange(x.shape[1]))
+    return fft_convolution(x.mT.contiguous(), torch.einsum("dn,dnl->dl", weight[0], taps), skip).mT.contiguous()
 
 
 def wkv_by_steps(
@@ -112,6 +117,23 @@ def wkv_by_steps(
         old, new = torch.exp(exponent + log_decay - largest), torch.exp(k - largest)
         numerator, denominator, exponent = old * numerator + new * v, old * denominator + new, largest
     return torch.stack(outputs, dim=1)
+
+
+def wkv_by_log_sums(
+    log_decay: Float[Tensor, " c"],
+    bonus: Float[Tensor, " c"],
+    key: Float[Tensor, "b l c"],
+    value: Float[Tensor, "b l c"],
+) -> Tensor:
+    """RWKV-4 without steps: sums of exponentials in their logarithms, of positive values, of negative ones, of ones."""
+    elapsed = log_decay * torch.arange(key.shape[1])[:, None]
+    logs = [value.clamp(min=1e-30).log(), (-value).clamp(min=1e-30).log(), torch.zeros_like(value)]
+    sums = []
+    for log in logs:
+        past = torch.logcumsumexp(key - elapsed + log, dim=1)[:, :-1] + elapsed[:-1]
+        past = torch.cat([torch.full_like(key[:, :1], -1e38), past], dim=1)
+        sums.append(torch.logaddexp(past, bonus + key + log))
+    return (sums[0] - sums[2]).exp() - (sums[1] - sums[2]).exp()
 
 
 def causal_attention(

@@ -158,11 +158,11 @@ def _recurrences() -> list[OperatorCase]:
         return ops.wkv(log_decay, bonus, key, value, ops.init_wkv(len(key), key[0, 0]))[0]
 
     scans = {"steps": baselines.scan_by_steps, "parallel scan": baselines.parallel_scan}
-    by_steps = {"steps": baselines.wkv_by_steps, OUR_TORCH: _on_torch(wkv)}
+    averaged = {"steps": baselines.wkv_by_steps, "log sums": baselines.wkv_by_log_sums, OUR_TORCH: _on_torch(wkv)}
     return [
         OperatorCase("linear_scan", "real", MIDDLE, scan(torch.float32), ops.linear_scan, scans),
         OperatorCase("linear_scan", "complex", MIDDLE, scan(torch.complex64), ops.linear_scan, scans),
-        OperatorCase("wkv", "RWKV-4", MIDDLE[:2], averages, wkv, by_steps),
+        OperatorCase("wkv", "RWKV-4", MIDDLE[:2], averages, wkv, averaged),
     ]
 
 
@@ -178,7 +178,8 @@ def _state_spaces() -> list[OperatorCase]:
 
     def averages(length: int, elements: int) -> list[Any]:
         b, d, l = _shape(length, elements)
-        return [leaf(b, d, l), leaf(d, MODES // 2), (0.1 + 0.9 * torch.rand(d, MODES // 2)).requires_grad_()]
+        forgotten = (0.9 * torch.rand(1, d, MODES // 2)).requires_grad_()
+        return [leaf(b, l, d), leaf(1, d, MODES // 2), forgotten, leaf(d)]
 
     def poles(length: int, elements: int) -> list[Any]:
         """Coefficients of rank one; the circle on which S4 evaluates its kernel."""
@@ -191,21 +192,16 @@ def _state_spaces() -> list[OperatorCase]:
     def state_space(u: Tensor, coefficient: Tensor, log_ratio: Tensor) -> Tensor:
         return ops.long_conv(u, ops.vandermonde(coefficient, log_ratio, u.shape[-1]))
 
-    def average(u: Tensor, weight: Tensor, decay: Tensor) -> Tensor:
-        none = torch.zeros_like(weight)
-        taps = ops.vandermonde(torch.complex(weight / 2, none), torch.complex(decay.log(), none), u.shape[-1])
-        return ops.long_conv(u, taps)
-
     def kernel(channels: int) -> Inputs:
         return lambda length, elements: [*_modes(max(1, min(channels, elements // length))), length]
 
     spaces, sums, cauchy = baselines.diagonal_state_space, baselines.vandermonde_sum, {"torch": baselines.cauchy_sum}
-    averaged = {"torch": baselines.moving_average, OUR_TORCH: _on_torch(average)}
+    averaged = {"torch": baselines.moving_average, OUR_TORCH: _on_torch(ops.damped_average)}
     blocked = {op: {OUR_TORCH: _on_torch(OPS[op])} for op in ("vandermonde", "cauchy")}
     few, many, vandermonde = kernel(FEW_CHANNELS), kernel(CHANNELS), ops.vandermonde
     return [
         OperatorCase("S4D", "kernel and convolution", MIDDLE[:2], whole, state_space, {"torch": spaces}),
-        OperatorCase("EMA", "Mega", MIDDLE[:2], averages, average, averaged),
+        OperatorCase("EMA", "Mega", MIDDLE[:2], averages, ops.damped_average, averaged),
         OperatorCase("vandermonde", "64 channels", MIDDLE[:2], few, vandermonde, {"torch": sums}),
         OperatorCase("vandermonde", "256 channels", MIDDLE, many, vandermonde, blocked["vandermonde"]),
         OperatorCase("cauchy", "float64, few points", (256, 1 << 10), poles, ops.cauchy, cauchy),

@@ -121,7 +121,7 @@ def _matrix_memory(device: torch.device) -> torch.Tensor:
 
 
 def _wkv_call(device: torch.device) -> tuple[Any, ...]:
-    from longreach.ops.wkv import init_wkv
+    from longreach.ops.wkv_state import init_wkv
 
     channels = torch.zeros(WIDTH, device=device, requires_grad=True)
     values = torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True)
@@ -195,6 +195,11 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         _signal(device),
         torch.zeros(1, 2, WIDTH, STATE, dtype=torch.complex64, device=device),
         ModalSystem(_ratio(device), _ratio(device), _ratio(device)),
+    ),
+    "damped_average": lambda device: (
+        torch.zeros(1, LENGTH, WIDTH, device=device, requires_grad=True),
+        *(torch.zeros(1, WIDTH, STATE, device=device, requires_grad=True) for _ in range(2)),
+        torch.zeros(WIDTH, device=device, requires_grad=True),
     ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
     "monarch": lambda device: (

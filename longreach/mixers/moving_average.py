@@ -35,7 +35,7 @@ class MovingAverageState(NamedTuple):
 
 
 class MovingAverage(nn.Module):
-    """Moving averages of every channel: O(d l log l) on a sequence, O(d n) on a step.
+    """Moving averages of every channel: O(d n l) on a sequence, O(d n) on a step.
 
     Args:
         d_model: number of channels.
@@ -61,10 +61,15 @@ class MovingAverage(nn.Module):
         self.omega = nn.Parameter(torch.randn(d_model))
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        """Convolve with the taps, O(d l log l)."""
-        u = ops.transposed(x if mask is None else x.masked_fill(~mask[..., None], 0))
+        """Average the whole sequence, O(d n l), or convolve it with the taps, O(d l log l), where these end earlier."""
+        u = x if mask is None else x.masked_fill(~mask[..., None], 0)
+        if self.kernel_length is None or self.kernel_length >= x.shape[1]:
+            weight, forgotten = self._coefficients()
+            if mask is None:
+                return F.silu(ops.damped_average(u, weight, forgotten, self.omega)).to(x.dtype)
+            return self._finish(x, ops.damped_average(u, weight, forgotten, torch.zeros_like(self.omega)))
         past, *future = self.kernels(x.shape[1])
-        y = ops.long_conv(u, past, reverse_kernel=future[0] if future else None, reverse_lag=0)
+        y = ops.long_conv(ops.transposed(u), past, reverse_kernel=future[0] if future else None, reverse_lag=0)
         return self._finish(x, ops.transposed(y))
 
     def kernels(self, length: int) -> Float[Tensor, "r d k"]:
@@ -101,6 +106,11 @@ class MovingAverage(nn.Module):
 
     def _finish(self, x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return F.silu(y + self.omega * x).to(x.dtype)
+
+    def _coefficients(self) -> tuple[Float[Tensor, "r d n"], Float[Tensor, "r d n"]]:
+        """With which weight every average is read, and which part of it is forgotten at each position."""
+        present = self.delta.sigmoid()
+        return self.gamma * present * self.beta / self.gamma.shape[-1] ** 0.5, present * self.alpha.sigmoid()
 
     @of_weights
     def _system(self) -> ops.ModalSystem:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from longreach.mixers.base import OptimHint, SequenceMixer
 from longreach.mixers.rwkv_start import Place, orthogonal_linear, zero_linear
 from longreach.ops.token_shift import token_shift
-from longreach.ops.wkv import WKVState, init_wkv, wkv
+from longreach.ops.wkv import wkv
+from longreach.ops.wkv_state import WKVState, init_wkv
 
 
 class RWKV4State(NamedTuple):

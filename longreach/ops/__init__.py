@@ -26,6 +26,7 @@ from longreach.ops.butterfly_transform import (
 from longreach.ops.cauchy import cauchy
 from longreach.ops.cooley_tukey import cooley_tukey, dft_matrix
 from longreach.ops.cross_entropy import linear_cross_entropy
+from longreach.ops.damped_average import damped_average
 from longreach.ops.delta_rule import delta_rule
 from longreach.ops.dense_conv import dense_conv
 from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step, dplr_whole_output
@@ -47,7 +48,8 @@ from longreach.ops.token_shift import token_shift
 from longreach.ops.transposed import transposed
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 from longreach.ops.window import modal_window_prefill, modal_window_step, window_prefill
-from longreach.ops.wkv import WKVState, init_wkv, wkv
+from longreach.ops.wkv import wkv
+from longreach.ops.wkv_state import WKVState, init_wkv
 
 __all__ = [
     "OPS",
@@ -71,6 +73,7 @@ __all__ = [
     "circulant_transform",
     "cooley_tukey",
     "cosine_transform",
+    "damped_average",
     "delta_rule",
     "dense_conv",
     "dft_matrix",

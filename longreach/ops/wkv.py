@@ -16,8 +16,6 @@ the rest is linear (longreach.ops.linear_scan).  The scale p cancels in y, so no
 Axes: b batch, l length, c channels.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -25,23 +23,9 @@ from torch import Tensor
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.linear_scan import linear_scan
-
-EMPTY = -1e38
-"""The exponent of sums that have no terms yet."""
-
-
-class WKVState(NamedTuple):
-    """Both sums over the past, divided by e^exponent."""
-
-    numerator: Float[Tensor, "b c"]
-    denominator: Float[Tensor, "b c"]
-    exponent: Float[Tensor, "b c"]
-
-
-def init_wkv(batch_size: int, like: Float[Tensor, " c"]) -> WKVState:
-    """The state before the first position, in the dtype (at least float32) and on the device of `like`."""
-    zeros = like.new_zeros(batch_size, len(like), dtype=torch.promote_types(like.dtype, torch.float32))
-    return WKVState(zeros, zeros, torch.full_like(zeros, EMPTY))
+from longreach.ops.native import refusal
+from longreach.ops.wkv_native import DTYPES, native_wkv
+from longreach.ops.wkv_state import EMPTY, WKVState
 
 
 @op
@@ -102,6 +86,21 @@ def _scan(
     # copies, because a view would keep all positions
     final = WKVState(numerator[:, -1].clone(), denominator[:, -1].clone(), after[:, -1].clone())
     return _average(past, bonus + key, value), final
+
+
+def _native_refuses(
+    log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
+) -> str | None:
+    return refusal(key.device, state.numerator.dtype, DTYPES)
+
+
+@wkv.backend("native", refuses=_native_refuses)
+def _native(
+    log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
+) -> tuple[Tensor, WKVState]:
+    """Step by step in compiled code, with the states of some channels in registers."""
+    log_decay, bonus, key, value = _common(log_decay, bonus, key, value, state)
+    return native_wkv(log_decay, bonus, key, value, state, mask)
 
 
 @torch.no_grad()
