@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longreach.ops.backend import op
+from longreach.ops.transposed import transposed
 
 WORTHWHILE = 1 << 21
 """Multiplications below which a product takes less time than asking for it."""
@@ -69,6 +70,8 @@ def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "n k"], bias: Float[Tenso
     a, b = _laid_out(a), _laid_out(b)
     if bias is None and a.shape[0] > b.shape[0] and a.stride(1) != 1 and b.stride(1) != 1:
         return _product(b, a, None).mT.contiguous()
+    if a.stride(1) != 1:  # oneDNN's wrapper would copy it too, more slowly
+        a = transposed(a.mT[None])[0]
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
