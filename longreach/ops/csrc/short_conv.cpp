@@ -3,10 +3,9 @@
 //     y_t = bias + sum_j weight_{k-1-j} x_{t-j},     x_{-1}, x_{-2}, ... the end of `tail`, or zero
 //
 // Either the positions of a channel or the channels of a position lie side by side, and fill the lanes: `First` (channels
-// first) and `Last` say what differs.  A line is a channel, or the channels of a few registers; a thread takes a line with
-// all rows of the batch, so the gradients of its taps are sums of its own.  Lines are walked in blocks that stay in the
-// cache, so the adjoint reads input and gradient once, and its sums over a block are added up in double precision.  With
-// channels last there must be a vector of them.
+// first) and `Last` say what differs.  A line is a channel, or the channels of a few registers.  The adjoint walks lines in
+// blocks that stay in the cache, so it reads input and gradient once, and adds its sums over a block up in double precision.
+// With channels last there must be a vector of them.
 
 #include <algorithm>
 
@@ -112,8 +111,8 @@ INLINE void for_taps(int64_t width, Use use) {
 
 // `to` at some steps becomes, or with `more` gains, sum_j weight_{k-1-j} of `from` j positions away, j from `first` on;
 // `step` and `reach` are the distances of positions in `to`, and in `from` towards the next tap.
-template <int taps, class T, class Line>
-INLINE void filter_steps(const Line& line, int64_t first, bool more, const Vec<T>* start, const T* from, int64_t from_step,
+template <bool more, int taps, class T, class Line>
+INLINE void filter_steps(const Line& line, int64_t first, const Vec<T>* start, const T* from, int64_t from_step,
                          int64_t reach, T* to, int64_t to_step, int64_t steps) {
     constexpr int V = Line::vectors, W = Vector<T>::lanes;
     Vec<T> weight[taps][V], first_sum[V];
@@ -125,7 +124,8 @@ INLINE void filter_steps(const Line& line, int64_t first, bool more, const Vec<T
     for (int64_t s = 0; s < steps; s++, from += positions * from_step, to += positions * to_step)
 #pragma GCC unroll 2
         for (int i = 0; i < V; i++) {
-            Vec<T> sum = more ? load(to + i * W) : first_sum[i];
+            Vec<T> sum = first_sum[i];
+            if constexpr (more) sum = load(to + i * W);
 #pragma GCC unroll 8
             for (int j = 0; j < taps; j++) sum += weight[j][i] * load(from + j * reach + i * W);
             store(to + i * W, sum);
@@ -150,7 +150,8 @@ void filter_row(const Line& line, int64_t b, T* y) {
         const int64_t steps = std::min(most, (problem.length - t) / positions);
         const T* x = problem.row(b, line.channel) + t * x_step;
         for_taps(problem.width, [&](int64_t first, auto taps) {
-            filter_steps<taps>(line, first, first > 0, bias, x, x_step, -x_step, y + t * step, step, steps);
+            if (first) filter_steps<true, taps>(line, first, bias, x, x_step, -x_step, y + t * step, step, steps);
+            else filter_steps<false, taps>(line, first, bias, x, x_step, -x_step, y + t * step, step, steps);
         });
         t += steps * positions;
     }
@@ -233,8 +234,10 @@ void adjoint_row(const Line& line, int64_t b, const T* grad, const Gradients<T>&
         const int64_t inside = std::min(steps, (length - (width - 1) - t) / positions);
         if (grad_x && inside > 0) {
             for_taps(width, [&](int64_t from, auto taps) {
-                filter_steps<taps>(line, from, from > 0, nothing, grad + t * step, step, step, grad_x + t * step, step,
-                                   inside);
+                const T* g = grad + t * step;
+                T* gx = grad_x + t * step;
+                if (from) filter_steps<true, taps>(line, from, nothing, g, step, step, gx, step, inside);
+                else filter_steps<false, taps>(line, from, nothing, g, step, step, gx, step, inside);
             });
             known = t + inside * positions;
         }
@@ -261,36 +264,39 @@ void adjoint_line(const Line& line, const T* grad, const Gradients<T>& to) {
     for (int c = 0; to.bias && c < line.count(); c++) to.bias[line.channel + c] = T(bias_sums[c]);
 }
 
-// Calls `use(line)` for all lines.  With channels last what is left of them after the last whole line goes with it, in lines
-// of one vector of which the last may overlap: the same thread then writes the same numbers again.
+// Calls `use(line, row)` for all lines of some rows, in the order of memory.  With channels last what is left of them after
+// the last whole line goes with it, in lines of one vector of which the last may overlap: the same thread then writes the
+// same numbers again.
 template <class T, class Use>
-void for_each_line(const Problem<T>& problem, int threads, Use use) {
+void for_each_line(const Problem<T>& problem, int64_t rows, int threads, Use use) {
     const int64_t channels = problem.channels;
     if (problem.time_stride == 1) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t c = 0; c < channels; c++) use(First<T>(problem, c));
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t c = 0; c < channels; c++) use(First<T>(problem, c), row);
         return;
     }
     constexpr int lanes = Vector<T>::lanes, tile = REGISTERS * lanes;
     const int64_t whole = channels / tile, jobs = std::max<int64_t>(1, whole);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t job = 0; job < jobs; job++) {
-        if (job < whole) use(Last<T, REGISTERS>(problem, job * tile));
-        for (int64_t c = whole * tile; job == jobs - 1 && c < channels; c += lanes)
-            use(Last<T, 1>(problem, std::min(c, channels - lanes)));
-    }
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t job = 0; job < jobs; job++) {
+            if (job < whole) use(Last<T, REGISTERS>(problem, job * tile), row);
+            for (int64_t c = whole * tile; job == jobs - 1 && c < channels; c += lanes)
+                use(Last<T, 1>(problem, std::min(c, channels - lanes)), row);
+        }
 }
 
 template <class T>
 void filter(const Problem<T>& problem, T* y, int threads) {
-    for_each_line(problem, threads, [&](const auto& line) {
-        for (int64_t b = 0; b < problem.batch; b++) filter_row(line, b, y + line.at(b));
-    });
+    for_each_line(problem, problem.batch, threads,
+                  [&](const auto& line, int64_t row) { filter_row(line, row, y + line.at(row)); });
 }
 
+// A thread takes a line with all rows of the batch, of which the gradients of its taps are sums.
 template <class T>
 void adjoint(const Problem<T>& problem, const T* grad, const Gradients<T>& to, int threads) {
-    for_each_line(problem, threads, [&](const auto& line) { adjoint_line(line, grad, to); });
+    for_each_line(problem, 1, threads, [&](const auto& line, int64_t) { adjoint_line(line, grad, to); });
 }
 
 template <class T>
