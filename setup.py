@@ -4,6 +4,7 @@ One shared library for each instruction set, with a plain C interface, so that o
 and torch.  Without a compiler the package installs all the same, and runs on torch alone.
 """
 
+import hashlib
 import os
 import platform
 import sys
@@ -21,6 +22,7 @@ HEADERS = sorted(str(path) for path in Path("longreach/ops/csrc").glob("*.h"))
 COMMON = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 FOLDER = Path("longreach/ops/kernels")
+DIGEST = hashlib.sha256(b"".join(Path(path).read_bytes() for path in sorted([*SOURCES, *HEADERS]))).hexdigest()
 INSTRUCTION_SETS = {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "baseline": []}
 
 
@@ -32,8 +34,10 @@ class BuildKernels(build_ext):
         return f"{fullname.replace('.', '/')}.so"
 
     def copy_extensions_to_source(self) -> None:
-        """Into the folder for them, which is in no checkout."""
+        """Into the folder for them, which is in no checkout, instead of all that was there before."""
         FOLDER.mkdir(exist_ok=True)
+        for library in self.extensions:
+            Path(self.get_ext_filename(library.name)).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
     def build_extensions(self) -> None:
@@ -47,15 +51,18 @@ class BuildKernels(build_ext):
             try:
                 self.link([job.result() for job in compiled], library)
             except (CompileError, LinkError) as error:
+                Path(self.get_ext_fullpath(library.name)).unlink(missing_ok=True)  # of an earlier build
                 self.warn(f"{library.name} is not built, longreach does without it: {error}")
 
     def compile(self, source: str, library: Extension) -> str:
         """The object of one source, in a folder of the library's own, because all libraries have the same sources."""
         folder = str(Path(self.build_temp, library.name))
         (target,) = self.compiler.object_filenames([source], output_dir=folder)
-        if self.force or newer_group([source, *library.depends], target):
+        others = SOURCES if source.endswith("digest.cpp") else []
+        if self.force or newer_group([source, *others, *library.depends], target):
             flags = [*library.extra_compile_args, "-g1" if self.debug else "-g0"]
-            self.compiler.compile([source], output_dir=folder, extra_postargs=flags)
+            macros = [("LONGREACH_DIGEST", f'"{DIGEST}"')] if others else []
+            self.compiler.compile([source], output_dir=folder, macros=macros, extra_postargs=flags)
         return target
 
     def link(self, objects: list[str], library: Extension) -> None:

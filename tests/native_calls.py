@@ -137,6 +137,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dense": lambda x: x,
     "chunk": _chunk,
     "axes reversed": _axes_reversed,
+    "last two exchanged": lambda x: x.mT.contiguous().mT if x.ndim > 1 else x,
     "unaligned": _unaligned,
     "gaps": lambda x: torch.stack([x, x], dim=-1)[..., 0],
     "first row repeated": lambda x: x[:1].expand_as(x),

@@ -104,6 +104,19 @@ def test_single_precision_errs_no_more_than_torch(op: str, build: str, data: st.
 
 
 @OF_EVERY_BUILD
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_long_sums_lose_no_digits(build: str, last: bool) -> None:
+    """The gradients of taps and bias are sums over all positions; torch adds them pairwise."""
+    x = randn(2, 16_384, 16).mT if last else randn(2, 16, 16_384)
+    low = Call("short_conv", 16_384, (x, randn(16, 4), randn(16))).single()
+    with built_for(build):
+        found = results(low, "native")
+    assert (found[1].stride(1) == 1) is last  # the layout is the input's
+    for ours, torchs, truth in zip(found[2:], results(low, "groups")[2:], expected(low.double())[2:], strict=True):
+        assert (ours - truth).norm() <= 1.5 * (torchs - truth).norm()
+
+
+@OF_EVERY_BUILD
 @pytest.mark.parametrize("scale", [1e-315, 1e-200, 1e200])
 def test_numbers_of_extreme_size(build: str, scale: float) -> None:
     """Denormal numbers are not flushed to zero, and nothing overflows or vanishes on the way."""

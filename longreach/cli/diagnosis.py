@@ -172,6 +172,10 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.zeros(HEADS, WIDTH // HEADS, device=device),
         _matrix_memory(device),
     ),
+    "linear": lambda device: (
+        torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
+        torch.zeros(WIDTH, WIDTH, device=device, requires_grad=True),
+    ),
     "linear_attention": lambda device: _attention_call(device)[:3],
     "block_diagonal": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),

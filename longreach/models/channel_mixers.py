@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longreach.mixers.linear import Linear
+
 Activation = Literal["gelu", "gelu_tanh", "identity", "relu", "silu"]
 S5Form = Literal["full_glu", "half_glu1", "half_glu2", "gelu"]
 
@@ -47,8 +49,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         inner = round(expand * d_model)
-        self.up = nn.Linear(d_model, inner)
-        self.down = nn.Linear(inner, d_model)
+        self.up = Linear(d_model, inner)
+        self.down = Linear(inner, d_model)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
 
@@ -68,7 +70,7 @@ class GLU(nn.Module):
     def __init__(self, d_model: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(d_model, 2 * d_model)
+        self.linear = Linear(d_model, 2 * d_model)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """First half of the linear map, gated by the sigmoid of the second: 4 d^2 operations a position."""
@@ -87,9 +89,9 @@ class GatedMLP(nn.Module):
     def __init__(self, d_model: int, *, expand: float = 8 / 3, activation: Activation = "silu") -> None:
         super().__init__()
         inner = round(expand * d_model)
-        self.gate = nn.Linear(d_model, inner, bias=False)
-        self.up = nn.Linear(d_model, inner, bias=False)
-        self.down = nn.Linear(inner, d_model, bias=False)
+        self.gate = Linear(d_model, inner, bias=False)
+        self.up = Linear(d_model, inner, bias=False)
+        self.down = Linear(inner, d_model, bias=False)
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
@@ -111,7 +113,7 @@ class S5Gate(nn.Module):
         super().__init__()
         self.form = form
         self.dropout = nn.Dropout(dropout)
-        self.linear = None if form == "gelu" else nn.Linear(d_model, (2 if form == "full_glu" else 1) * d_model)
+        self.linear = None if form == "gelu" else Linear(d_model, (2 if form == "full_glu" else 1) * d_model)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Bend and gate: 2 d^2 operations a position, with a full gate 4 d^2."""

@@ -31,6 +31,7 @@ from longreach.ops.delta_rule import delta_rule
 from longreach.ops.dense_conv import dense_conv
 from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step, dplr_whole_output
 from longreach.ops.gated_linear_attention import gated_linear_attention
+from longreach.ops.linear import linear
 from longreach.ops.linear_attention import linear_attention
 from longreach.ops.linear_channels import linear_from_channels, linear_to_channels
 from longreach.ops.linear_scan import linear_scan
@@ -86,6 +87,7 @@ __all__ = [
     "hadamard_transform",
     "init_online_conv",
     "init_wkv",
+    "linear",
     "linear_attention",
     "linear_cross_entropy",
     "linear_from_channels",

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
+from longreach.ops.linear import linear
 
 IGNORED = -100
 """The target of a position that has no loss, as in torch."""
@@ -47,7 +48,7 @@ def linear_cross_entropy(
     Raises InputError for a target outside the vocabulary.  O(n d v) time; the reference keeps all n v logits.
     """
     _check_targets(target, weight.shape[0])
-    logits = F.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     return F.cross_entropy(logits.to(_wide(hidden)), target.long(), reduction="none", ignore_index=IGNORED)
 
 
@@ -131,4 +132,4 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(_wide(hidden))
+    return linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(_wide(hidden))

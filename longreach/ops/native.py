@@ -1,12 +1,14 @@
 """The compiled CPU kernels (longreach/ops/csrc): found, chosen by instruction set, called by a plain C interface.
 
 They are built when the package is installed, once for every instruction set, as `kernels/<instruction set>.so`.
-Without them, for want of a compiler, every operator runs on torch; `MISSING` then says why.  The variable
+Without them, for want of a compiler, every operator runs on torch; `MISSING` then says why.  Kernels that were built
+from other sources than those that lie here count as none, because their callers may have changed too.  The variable
 LONGREACH_KERNELS of the environment names another folder to look in; an empty folder switches them off.
 """
 
 import ctypes
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -16,6 +18,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 FOLDER = Path(os.environ.get("LONGREACH_KERNELS", Path(__file__).parent / "kernels"))
+SOURCES = Path(__file__).parent / "csrc"
+"""What kernels are built from, where it was installed too."""
 REMEDY = "install longreach where there is a C++ compiler (g++ 11 or newer)"
 """What to do where kernels are missing."""
 
@@ -29,6 +33,20 @@ def instruction_sets() -> list[str]:
     return usable.get(torch.backends.cpu.get_cpu_capability(), ["baseline"])
 
 
+def _built_from(library: ctypes.CDLL) -> str:
+    """The digest of the sources of a library; empty if it is too old to tell."""
+    if not hasattr(library, "longreach_digest"):
+        return ""
+    library.longreach_digest.restype = ctypes.c_char_p
+    return library.longreach_digest().decode()
+
+
+def _is_stale(library: ctypes.CDLL) -> bool:
+    """Whether the sources that lie here are others than those of the library; setup.py makes the same digest."""
+    paths = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
+    return bool(paths) and hashlib.sha256(b"".join(x.read_bytes() for x in paths)).hexdigest() != _built_from(library)
+
+
 def _open() -> tuple[ctypes.CDLL | None, str]:
     """The best library that can be loaded and its name, or nothing and why."""
     reason = f"there are no C++ kernels in {FOLDER}"
@@ -36,9 +54,15 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         path = FOLDER / f"{name}.so"
         if path.exists():
             try:
-                return ctypes.CDLL(str(path)), name
+                library = ctypes.CDLL(str(path))
             except OSError as error:
                 reason = f"the C++ kernels cannot be loaded: {error}"
+                continue
+            if not _is_stale(library):
+                return library, name
+            reason = (
+                f"the C++ kernels in {FOLDER} were built from other sources than those beside them; build them again"
+            )
     return None, reason
 
 

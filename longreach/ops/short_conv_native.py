@@ -1,7 +1,7 @@
 """The short convolution and its adjoint by compiled kernels (csrc/short_conv.cpp), as operators of torch.
 
-One pass over the input, and one over input and gradient; nothing is allocated but the results.  Second derivatives run
-on torch.
+One pass over the input, and one over input and gradient; nothing is allocated but the results, which lie as the input
+does: positions or channels side by side.  Second derivatives run on torch.
 
 Axes: b batch, d channels, l length, k taps.
 """
@@ -20,7 +20,8 @@ from longreach.ops.transposed import transposed
 
 DTYPES = (torch.float32, torch.float64)
 ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? tail"
-N_TENSORS = 4
+MIN_CHANNELS = 16
+"""With fewer side by side they do not fill a vector."""
 
 LIBRARY.define(f"short_conv({ARGUMENTS}) -> Tensor")
 LIBRARY.define(f"short_conv_adjoint(Tensor grad, bool[] needed, {ARGUMENTS}) -> Tensor[]")
@@ -36,35 +37,61 @@ def native_short_conv(
     return torch.ops.longreach.short_conv(x, weight, bias, tail)
 
 
+def _channels_last(x: Tensor) -> bool:
+    """Whether channels lie side by side, and not positions."""
+    return bool(x.stride(1) == 1 and x.stride(2) != 1 and x.shape[1] >= MIN_CHANNELS and x.shape[2] > 1)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Dense, with the same axis innermost."""
+    if not _channels_last(x):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x.mT, memory_format=torch.contiguous_format).mT
+
+
+def _laid_out(x: Tensor, last: bool) -> Tensor:
+    """Dense, with the channels (`last`) or the positions innermost."""
+    if last:
+        return x if x.mT.is_contiguous() else transposed(x).mT
+    return x if x.is_contiguous() else transposed(x.mT)
+
+
 def _prepared(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None], ctypes.Array]:
     """The tensors as the kernels need them, and the sizes."""
-    x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else transposed(x.mT)
+    x = x if _channels_last(x) or x.stride(2) == 1 else transposed(x.mT)
     dense = [None if other is None else other.contiguous() for other in others]
     weight = dense[0]
     assert weight is not None
-    sizes = (*x.shape, weight.shape[1], *x.stride()[:2])
+    sizes = (*x.shape, weight.shape[1], *x.stride()[:2], x.stride(2) if _channels_last(x) else 1)
     return x, dense, (ctypes.c_int64 * len(sizes))(*sizes)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
     x, others, sizes = _prepared(x, weight, bias, tail)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = _empty_like(x)
     run = kernel(f"short_conv_{dtype_name(x.dtype)}", n_pointers=6, n_sizes=0)
     run(*(address(tensor) for tensor in (x, *others)), sizes, address(y), torch.get_num_threads())
     return y
 
 
 def _adjoint(grad: Tensor, needed: Sequence[bool], *tensors: Any) -> list[Tensor]:
-    grad = grad if grad.is_contiguous() else transposed(grad.mT)
     x, others, sizes = _prepared(*tensors)
-    found = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted and tensor is not None else None
-        for tensor, wanted in zip(tensors, needed, strict=True)
-    ]
+    grad = _laid_out(grad, _channels_last(x))
+    found = _results((x, *others), needed)
     run = kernel(f"short_conv_adjoint_{dtype_name(x.dtype)}", n_pointers=10, n_sizes=0)
     addresses = [address(tensor) for tensor in (x, *others)], [address(tensor) for tensor in (grad, *found)]
     run(*addresses[0], sizes, *addresses[1], torch.get_num_threads())
     return [tensor for tensor in found if tensor is not None]
+
+
+def _results(tensors: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+    """For the gradients that are needed; that of the signal, the first, lies as it does."""
+    return [
+        (torch.empty_like(tensor, memory_format=torch.contiguous_format) if i else _empty_like(tensor))
+        if wanted and tensor is not None
+        else None
+        for i, (tensor, wanted) in enumerate(zip(tensors, needed, strict=True))
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,13 +115,12 @@ LIBRARY.impl("short_conv_adjoint", _adjoint, "CPU")
 
 @torch.library.register_fake("longreach::short_conv")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _empty_like(x)
 
 
 @torch.library.register_fake("longreach::short_conv_adjoint")
 def _fake_adjoint(grad: Tensor, needed: Sequence[bool], *tensors: Any) -> list[Tensor]:
-    chosen = [tensor for tensor, wanted in zip(tensors, needed, strict=True) if wanted]
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in chosen]
+    return [tensor for tensor in _results(tensors, needed) if tensor is not None]
 
 
 torch.library.register_autograd("longreach::short_conv", _backward, setup_context=_save)

@@ -152,6 +152,19 @@ INLINE void half_dft(const Pair<T>* from, Pair<T>* to) {
     }
 }
 
+// Lanes of two vectors, of which those of the second count on from those of the first.
+template <class T, class Indices>
+INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Indices from) {
+#if defined(__clang__)
+    constexpr int lanes = Vector<T>::lanes;
+    Vec<T> result;
+    for (int i = 0; i < lanes; i++) result[i] = from[i] < lanes ? a[from[i]] : b[from[i] - lanes];
+    return result;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Rows become lanes: x[i] lane j <-> x[j] lane i, by log2(lanes) rounds of interleaving the halves.
 template <class T>
 INLINE void transpose(Vec<T> (&x)[Vector<T>::lanes]) {
@@ -168,8 +181,8 @@ INLINE void transpose(Vec<T> (&x)[Vector<T>::lanes]) {
         Vec<T> y[lanes];
 #pragma GCC unroll 16
         for (int i = 0; i < lanes / 2; i++) {
-            y[2 * i] = __builtin_shuffle(x[i], x[i + lanes / 2], low);
-            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + lanes / 2], high);
+            y[2 * i] = shuffle<T>(x[i], x[i + lanes / 2], low);
+            y[2 * i + 1] = shuffle<T>(x[i], x[i + lanes / 2], high);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < lanes; i++) x[i] = y[i];

@@ -13,7 +13,9 @@
 
 namespace {
 
-constexpr int REGISTERS = 4;  // vectors in a tile: enough independent chains to hide the latency of a product
+// Vectors in a tile.  Four are enough independent chains to hide the latency of a product; more are memory enough, side
+// by side for it to be fetched ahead.
+constexpr int WIDE = VECTOR_BYTES == 64 ? 16 : 8, NARROW = 4;
 
 // Arithmetic on vectors of real numbers.
 template <class T>
@@ -119,26 +121,30 @@ INLINE void adjoint_tile(const typename Arithmetic::Scalar* grad, const typename
     for (int i = 0; i < n_vectors; i++) put(grad_initial + i * lanes, carried[i]);
 }
 
-// Calls `whole(row, offset)` for every full tile and `rest(row, offset, count)` for what remains of a row, in scalars.
-template <class T, class Whole, class Rest>
-void for_each_tile(int64_t batch, int64_t width, int threads, Whole whole, Rest rest) {
+template <int n>
+using Count = std::integral_constant<int, n>;
+
+// Calls `use(n_vectors, row, offset, count)` for all tiles: as many wide ones as there are, if they occupy the threads, then
+// narrow ones, then single vectors, of which the last may hold but `count` scalars.
+template <class T, class Use>
+void for_each_tile(int64_t batch, int64_t width, int threads, Use use) {
     constexpr int lanes = Vector<T>::lanes;
-    constexpr int64_t tile = REGISTERS * lanes;
-    const int64_t full = width / tile, remaining = (width % tile + lanes - 1) / lanes, tiles = full + remaining;
+    const int64_t wide = batch * (width / (WIDE * lanes)) < threads ? 0 : width / (WIDE * lanes);
+    const int64_t narrow = (width - wide * WIDE * lanes) / (NARROW * lanes), whole = wide * WIDE + narrow * NARROW;
+    const int64_t tiles = wide + narrow + (width - whole * lanes + lanes - 1) / lanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t job = 0; job < batch * tiles; job++) {
         const int64_t row = job / tiles, index = job % tiles;
-        if (index < full) {
-            whole(row, index * tile);
+        if (index < wide) {
+            use(Count<WIDE>(), row, index * WIDE * lanes, 0);
+        } else if (index < wide + narrow) {
+            use(Count<NARROW>(), row, (wide * WIDE + (index - wide) * NARROW) * lanes, 0);
         } else {
-            const int64_t offset = full * tile + (index - full) * lanes;
-            rest(row, offset, int(width - offset < lanes ? width - offset : lanes));
+            const int64_t offset = (whole + index - wide - narrow) * lanes;
+            use(Count<1>(), row, offset, int(width - offset < lanes ? width - offset : lanes));
         }
     }
 }
-
-template <int n>
-using Count = std::integral_constant<int, n>;
 
 template <class Arithmetic>
 void scan(const void* a_data, const void* x_data, const void* initial_data, void* h_data, int64_t batch, int64_t length,
@@ -152,9 +158,7 @@ void scan(const void* a_data, const void* x_data, const void* initial_data, void
         scan_tile<Arithmetic, n_vectors>(a + b * strides.batch + c, x + b * row + c, initial + b * width + c,
                                          h + b * row + c, length, width, strides.time, reverse, count);
     };
-    for_each_tile<T>(
-        batch, width, threads, [=](int64_t b, int64_t c) { run(Count<REGISTERS>(), b, c, 0); },
-        [=](int64_t b, int64_t c, int count) { run(Count<1>(), b, c, count); });
+    for_each_tile<T>(batch, width, threads, run);
 }
 
 template <class Arithmetic>
@@ -173,9 +177,7 @@ void adjoint(const void* grad_data, const void* a_data, const void* initial_data
                                             grad_a ? grad_a + at : nullptr, grad_x + at, grad_initial + state, length,
                                             width, strides.time, reverse, count);
     };
-    for_each_tile<T>(
-        batch, width, threads, [=](int64_t b, int64_t c) { run(Count<REGISTERS>(), b, c, 0); },
-        [=](int64_t b, int64_t c, int count) { run(Count<1>(), b, c, count); });
+    for_each_tile<T>(batch, width, threads, run);
 }
 
 }  // namespace

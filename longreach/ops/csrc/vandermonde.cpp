@@ -21,54 +21,70 @@ namespace {
 typedef std::complex<double> Complex;
 
 constexpr int QS = 4, SS = 4;  // blocks q and vectors along s that are summed in registers at a time
+constexpr int CHAINS = 16;     // powers that are multiplied side by side, so that products do not wait for each other
+
+INLINE Complex times(Complex a, Complex b) {
+    return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
+}
 
 template <class T>
 struct Sizes {
-    int64_t length, fine, coarse;  // `coarse` blocks of `fine` positions, a multiple of the tile along s
+    int64_t length, fine, coarse, stored;  // `coarse` blocks of `fine` positions, a multiple of the tile along s
 
     explicit Sizes(int64_t n) : length(n) {
-        const int64_t tile = SS * Vector<T>::lanes, root = int64_t(std::sqrt(double(n)));
+        const int64_t tile = std::max<int64_t>(SS * Vector<T>::lanes, CHAINS), root = int64_t(std::sqrt(double(n)));
         fine = std::max<int64_t>(1, (root + tile / 2) / tile) * tile;
         coarse = (n + fine - 1) / fine;
         coarse = (coarse + QS - 1) / QS * QS;
+        stored = (coarse + CHAINS - 1) / CHAINS * CHAINS;  // powers of a mode in its coarse table
     }
 };
+
+// z^0 .. z^{count-1}, a multiple of CHAINS, computed in double precision.
+template <class T>
+void powers(Complex z, int64_t count, T* re, T* im) {
+    constexpr int W = Vector<double>::lanes, V = CHAINS / W;
+    typedef T Narrow __attribute__((vector_size(W * sizeof(T))));
+    double start_re[CHAINS] = {1}, start_im[CHAINS] = {0};
+    for (int known = 1; known < CHAINS; known *= 2, z = times(z, z))  // z is z^known
+        for (int i = 0; i < known; i++) {
+            start_re[known + i] = start_re[i] * z.real() - start_im[i] * z.imag();
+            start_im[known + i] = start_re[i] * z.imag() + start_im[i] * z.real();
+        }
+    Vec<double> x[V], y[V];
+    for (int i = 0; i < V; i++) x[i] = load(start_re + i * W), y[i] = load(start_im + i * W);
+    const double leap_re = z.real(), leap_im = z.imag();
+    for (int64_t at = 0; at < count; at += CHAINS)
+#pragma GCC unroll 8
+        for (int i = 0; i < V; i++) {
+            const Narrow low_re = __builtin_convertvector(x[i], Narrow), low_im = __builtin_convertvector(y[i], Narrow);
+            std::memcpy(re + at + i * W, &low_re, sizeof low_re);
+            std::memcpy(im + at + i * W, &low_im, sizeof low_im);
+            const Vec<double> next = x[i] * leap_re - y[i] * leap_im;
+            y[i] = x[i] * leap_im + y[i] * leap_re;
+            x[i] = next;
+        }
+}
 
 // The tables of a channel: real and imaginary parts of z^s, (mode, s), and z^{qT} in double precision, (mode, q).
 template <class T>
 struct Tables {
     std::vector<T> re, im;
-    std::vector<Complex> coarse;
+    std::vector<double> coarse_re, coarse_im;
 
     void make(const T* log_ratio, int64_t modes, const Sizes<T>& sizes) {
-        constexpr int LANES = 8;
         re.resize(modes * sizes.fine);
         im.resize(modes * sizes.fine);
-        coarse.resize(modes * sizes.coarse);
+        coarse_re.resize(modes * sizes.stored);
+        coarse_im.resize(modes * sizes.stored);
         for (int64_t n = 0; n < modes; n++) {
             const Complex z = std::exp(Complex(log_ratio[2 * n], log_ratio[2 * n + 1]));
-            double x[LANES], y[LANES];  // several powers side by side: the products do not wait for each other
-            Complex power = 1;
-            for (int i = 0; i < LANES; i++, power = times(power, z)) x[i] = power.real(), y[i] = power.imag();
-            const Complex leap = power;
-            T *re_n = &re[n * sizes.fine], *im_n = &im[n * sizes.fine];
-            for (int64_t s = 0; s < sizes.fine; s += LANES)
-                for (int i = 0; i < LANES && s + i < sizes.fine; i++) {
-                    re_n[s + i] = T(x[i]), im_n[s + i] = T(y[i]);
-                    const double next = x[i] * leap.real() - y[i] * leap.imag();
-                    y[i] = x[i] * leap.imag() + y[i] * leap.real();
-                    x[i] = next;
-                }
+            powers(z, sizes.fine, &re[n * sizes.fine], &im[n * sizes.fine]);
             Complex stride = 1, square = z;
             for (int64_t bits = sizes.fine; bits; bits >>= 1, square = times(square, square))
                 if (bits & 1) stride = times(stride, square);
-            power = 1;
-            for (int64_t q = 0; q < sizes.coarse; q++, power = times(power, stride)) coarse[n * sizes.coarse + q] = power;
+            powers(stride, sizes.stored, &coarse_re[n * sizes.stored], &coarse_im[n * sizes.stored]);
         }
-    }
-
-    static Complex times(Complex a, Complex b) {
-        return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
     }
 };
 
@@ -99,6 +115,16 @@ void sum_row(const Tables<T>& tables, const Sizes<T>& sizes, int64_t modes, cons
         }
 }
 
+// Real part and minus the imaginary part of c z^{qT}.
+template <class T>
+void weigh(double c_re, double c_im, const double* __restrict x, const double* __restrict y, int64_t count,
+           T* __restrict re, T* __restrict im) {
+    for (int64_t q = 0; q < count; q++) {
+        re[q] = T(c_re * x[q] - c_im * y[q]);
+        im[q] = T(-c_re * y[q] - c_im * x[q]);
+    }
+}
+
 template <class T>
 void sums(const T* coefficient, const T* log_ratio, T* y, int64_t batch, int64_t channels, int64_t modes, int64_t length,
           int threads) {
@@ -113,50 +139,75 @@ void sums(const T* coefficient, const T* log_ratio, T* y, int64_t batch, int64_t
             tables.make(log_ratio + 2 * d * modes, modes, sizes);
             for (int64_t b = 0; b < batch; b++) {
                 const T* c = coefficient + 2 * (b * channels + d) * modes;
-                for (int64_t n = 0; n < modes; n++)
-                    for (int64_t q = 0; q < sizes.coarse; q++) {
-                        const Complex w = Tables<T>::times({c[2 * n], c[2 * n + 1]}, tables.coarse[n * sizes.coarse + q]);
-                        re[n * sizes.coarse + q] = T(2 * w.real());
-                        im[n * sizes.coarse + q] = T(-2 * w.imag());
-                    }
+                for (int64_t n = 0; n < modes; n++) {
+                    const double *x = &tables.coarse_re[n * sizes.stored], *y_n = &tables.coarse_im[n * sizes.stored];
+                    weigh(2.0 * c[2 * n], 2.0 * c[2 * n + 1], x, y_n, sizes.coarse, re + n * sizes.coarse, im + n * sizes.coarse);
+                }
                 sum_row(tables, sizes, modes, re, im, y + (b * channels + d) * length);
             }
         }
     }
 }
 
-// Both moments of one row of one mode.  `u` is padded to coarse * fine samples.
+// What the powers z^{qT} of a mode weigh in both moments, in the precision of the sums.
 template <class T>
-void moments_of_row(const Tables<T>& tables, const Sizes<T>& sizes, int64_t n, const T* u, T* moment, T* derivative) {
-    constexpr int W = Vector<T>::lanes;
-    const Complex* power = &tables.coarse[n * sizes.coarse];
-    const T *re_n = &tables.re[n * sizes.fine], *im_n = &tables.im[n * sizes.fine];
+struct Weights {
+    std::vector<T> re, im, late_re, late_im;  // z^{qT} and q z^{qT}
+
+    void make(const Tables<T>& tables, int64_t modes, const Sizes<T>& sizes) {
+        const int64_t count = modes * sizes.stored;
+        for (auto* part : {&re, &im, &late_re, &late_im}) part->resize(count);
+        for (int64_t first = 0; first < count; first += sizes.stored)
+            for (int64_t q = 0; q < sizes.coarse; q++) {
+                const int64_t i = first + q;
+                const T x = T(tables.coarse_re[i]), y = T(tables.coarse_im[i]);
+                re[i] = x, im[i] = y, late_re[i] = T(q) * x, late_im[i] = T(q) * y;
+            }
+    }
+};
+
+// Both moments of some modes, in a row that is padded to coarse * fine samples.
+template <int count, class T>
+void moments_of_row(const Tables<T>& tables, const Weights<T>& weights, const Sizes<T>& sizes, int64_t mode, const T* u,
+                    T* moment, T* derivative) {
+    constexpr int W = Vector<T>::lanes, V = SS / count;
     Vec<T> position;  // the s of the first vector
     for (int i = 0; i < W; i++) position[i] = T(i);
-    Vec<T> total[4] = {};  // lanes of the moment and of the derivative
-    for (int64_t s = 0; s < sizes.fine; s += SS * W) {
-        Vec<T> re[SS] = {}, im[SS] = {}, late_re[SS] = {}, late_im[SS] = {};  // sums over q of z^{qT} u and q z^{qT} u
+    Vec<T> total[count][4] = {};  // lanes of the moment and of the derivative
+    for (int64_t s = 0; s < sizes.fine; s += V * W) {
+        Vec<T> sum[count][4][V] = {};  // over q, of z^{qT} u and q z^{qT} u
         for (int64_t q = 0; q < sizes.coarse; q++) {
-            const T x = T(power[q].real()), y = T(power[q].imag()), qx = T(q) * x, qy = T(q) * y;
+            Vec<T> v[V];
 #pragma GCC unroll 4
-            for (int j = 0; j < SS; j++) {
-                const Vec<T> v = load(u + q * sizes.fine + s + j * W);
-                re[j] += x * v, im[j] += y * v, late_re[j] += qx * v, late_im[j] += qy * v;
+            for (int j = 0; j < V; j++) v[j] = load(u + q * sizes.fine + s + j * W);
+#pragma GCC unroll 2
+            for (int m = 0; m < count; m++) {
+                const int64_t at = (mode + m) * sizes.stored + q;
+                const T w[4] = {weights.re[at], weights.im[at], weights.late_re[at], weights.late_im[at]};
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++)
+#pragma GCC unroll 4
+                    for (int j = 0; j < V; j++) sum[m][k][j] += w[k] * v[j];
             }
         }
-        for (int j = 0; j < SS; j++) {
-            const Vec<T> zr = load(re_n + s + j * W), zi = load(im_n + s + j * W), at = position + T(s + j * W);
-            const Vec<T> early_re = re[j] * zr - im[j] * zi, early_im = re[j] * zi + im[j] * zr;
-            total[0] += early_re, total[1] += early_im;
-            total[2] += at * early_re + T(sizes.fine) * (late_re[j] * zr - late_im[j] * zi);
-            total[3] += at * early_im + T(sizes.fine) * (late_re[j] * zi + late_im[j] * zr);
-        }
+        for (int m = 0; m < count; m++)
+            for (int j = 0; j < V; j++) {
+                const int64_t from = (mode + m) * sizes.fine + s + j * W;
+                const Vec<T> zr = load(&tables.re[from]), zi = load(&tables.im[from]), at = position + T(s + j * W);
+                const Vec<T> early_re = sum[m][0][j] * zr - sum[m][1][j] * zi;
+                const Vec<T> early_im = sum[m][0][j] * zi + sum[m][1][j] * zr;
+                total[m][0] += early_re, total[m][1] += early_im;
+                total[m][2] += at * early_re + T(sizes.fine) * (sum[m][2][j] * zr - sum[m][3][j] * zi);
+                total[m][3] += at * early_im + T(sizes.fine) * (sum[m][2][j] * zi + sum[m][3][j] * zr);
+            }
     }
-    double sum[4] = {};
-    for (int k = 0; k < 4; k++)
-        for (int i = 0; i < W; i++) sum[k] += total[k][i];
-    moment[0] = T(sum[0]), moment[1] = T(sum[1]);
-    if (derivative) derivative[0] = T(sum[2]), derivative[1] = T(sum[3]);
+    for (int m = 0; m < count; m++) {
+        double sum[4] = {};
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < W; i++) sum[k] += total[m][k][i];
+        moment[2 * m] = T(sum[0]), moment[2 * m + 1] = T(sum[1]);
+        derivative[2 * m] = T(sum[2]), derivative[2 * m + 1] = T(sum[3]);
+    }
 }
 
 template <class T>
@@ -166,18 +217,22 @@ void moments(const T* u, const T* log_ratio, T* moment, T* derivative, int64_t b
 #pragma omp parallel num_threads(threads)
     {
         Tables<T> tables;
+        Weights<T> weights;
         std::vector<T> padded(sizes.coarse * sizes.fine);
 #pragma omp for schedule(static)
         for (int64_t d = 0; d < channels; d++) {
             tables.make(log_ratio + 2 * d * modes, modes, sizes);
+            weights.make(tables, modes, sizes);
             for (int64_t b = 0; b < batch; b++) {
                 const T* row = u + (b * channels + d) * length;
                 if (reverse) std::reverse_copy(row, row + length, padded.begin());
                 else std::copy(row, row + length, padded.begin());
-                for (int64_t n = 0; n < modes; n++) {
-                    const int64_t at = 2 * ((b * channels + d) * modes + n);
-                    moments_of_row(tables, sizes, n, padded.data(), moment + at, derivative ? derivative + at : nullptr);
-                }
+                const int64_t at = 2 * (b * channels + d) * modes;
+                int64_t n = 0;
+                for (; n + 2 <= modes; n += 2)
+                    moments_of_row<2>(tables, weights, sizes, n, padded.data(), moment + at + 2 * n, derivative + at + 2 * n);
+                if (n < modes)
+                    moments_of_row<1>(tables, weights, sizes, n, padded.data(), moment + at + 2 * n, derivative + at + 2 * n);
             }
         }
     }
@@ -186,7 +241,7 @@ void moments(const T* u, const T* log_ratio, T* moment, T* derivative, int64_t b
 }  // namespace
 
 // Complex arrays hold pairs.  coefficient, moment, derivative: (batch, channels, modes); log_ratio: (channels, modes);
-// y, u: (batch, channels, length).  With `reverse`, u_l counts from the end.  `derivative` may be null.
+// y, u: (batch, channels, length).  With `reverse`, u_l counts from the end.
 #define VANDERMONDE(NAME, T)                                                                                         \
     LONGREACH_EXPORT void longreach_vandermonde_##NAME(const void* coefficient, const void* log_ratio, void* y,      \
                                                        int64_t batch, int64_t channels, int64_t modes,               \
