@@ -23,6 +23,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.decayed_scores import decay_after, decay_before, decayed_scores
 from longreach.ops.gated_linear_attention import into_chunks
+from longreach.ops.memory_step import memory_step
 
 
 @op
@@ -83,6 +84,23 @@ def _chunked(
         qk = qk + torch.diag_embed((q * k).sum(-1))
         y = q_past @ S + qb @ z + qk @ v
     return y.flatten(2, 3)[:, :, :length], state
+
+
+def _step_refuses(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, read: Tensor, write: Tensor, state: Tensor
+) -> str | None:
+    return "takes one position" if query.shape[2] > 1 else None
+
+
+@delta_rule.backend("step", refuses=_step_refuses)
+def _step(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, read: Tensor, write: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position, in one call (longreach.ops.memory_step)."""
+    inputs = _common(query, key, value, log_decay, read, write, state)
+    query, key, value, log_decay, read, write = (x[:, :, 0] for x in inputs)
+    y, state = memory_step(query, key, value, state, log_decay.exp(), read, write)
+    return y[:, :, None], state
 
 
 def _common(

@@ -19,6 +19,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.decayed_scores import decay_after, decay_before, decayed_scores
 from longreach.ops.linear_scan import linear_scan
+from longreach.ops.memory_step import memory_step
 
 CHUNK = 64
 """Positions of a chunk, a power of two."""
@@ -71,6 +72,23 @@ def _chunked(
         entering = torch.cat([state[:, :, None], states[:, :, :-1]], dim=2)
         y = scores @ v + (q * decay_before(g).exp()) @ entering
     return y.flatten(2, 3)[:, :, :length], states[:, :, -1].clone()  # not a view, which would keep all states
+
+
+def _step_refuses(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
+) -> str | None:
+    return "takes one position" if query.shape[2] > 1 else None
+
+
+@gated_linear_attention.backend("step", refuses=_step_refuses)
+def _step(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position, in one call (longreach.ops.memory_step)."""
+    query, key, value, log_decay, bonus = _common(query, key, value, log_decay, bonus, state)
+    q, k, v, decay = query[:, :, 0], key[:, :, 0], value[:, :, 0], log_decay[:, :, 0].exp()
+    y, state = memory_step(q, k, v, state, decay, bonus=bonus)
+    return y[:, :, None], state
 
 
 def into_chunks(x: Float[Tensor, "b h l n"]) -> Float[Tensor, "b h m c n"]:
