@@ -147,7 +147,7 @@ class H3(SequenceMixer[H3State]):
     def step(self, x: Float[Tensor, "b d"], state: H3State) -> tuple[Float[Tensor, "b d"], H3State]:
         """Advance both systems by one sample."""
         query, key, value = F.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=1)
-        key, keys = ops.filter_step(key.to(state.keys.dtype), state.keys, self._shift_taps(), kept=self.taps - 1)
+        key, keys = ops.filter_step(key.to(state.keys.dtype), state.keys, self._shift_taps(), self.taps - 1)
         if self.head_dim > 1:
             query, key, value = (part[..., 0] for part in self._pair(*(z[..., None] for z in (query, key, value))))
         u, products = key * value, state.products

@@ -128,7 +128,7 @@ class Hyena(SequenceMixer[HyenaState]):
         self.filter.refuse_longer(1 + sum(block.shape[-1] for block in held_inputs(state.stages[0])), "Hyena")
         projected = F.linear(x, self.projections.weight, self.projections.bias).to(state.tail.dtype)
         branches, tail = filter_step(
-            projected, state.tail, self._short_taps(), self.short_bias, kept=self.short_width - 1
+            projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias
         )
         skips, stages, taps = self._skips(), list(state.stages), self._taps()
 

@@ -136,12 +136,12 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         """Advance the short convolution and the filter by one sample."""
         projected = F.linear(x, self.projections.weight, self.projections.bias).to(state.tail.dtype)
         branches, tail = ops.filter_step(
-            projected, state.tail, self._short_taps(), self.short_bias, kept=self.short_width - 1
+            projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias
         )
         after, before, value = branches.chunk(3, dim=1)
         u, modes, window = before * value, state.modes, state.window
         if not self.modal:
-            y, window = ops.filter_step(u, window, self._spread(self.taps), kept=window.shape[-1])
+            y, window = ops.filter_step(u, window, self._spread(self.taps), window.shape[-1])
         elif self.kernel_length is None:
             y, modes = ops.modal_step(u, modes, *self._recurrence())
         else:

@@ -44,9 +44,8 @@ def delta_rule(
     inputs = _common(query, key, value, log_decay, read, write, state)
     outputs = []
     for q, k, v, g, a, b in zip(*(x.unbind(2) for x in inputs), strict=True):
-        z = torch.einsum("bhk,bhkv->bhv", a, state)
-        state = g.exp()[..., None] * state + b[..., None] * z[..., None, :] + k[..., None] * v[..., None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q, state))
+        y, state = memory_step(q, k, v, state, g.exp(), a, b)
+        outputs.append(y)
     return torch.stack(outputs, dim=2), state
 
 
@@ -84,23 +83,6 @@ def _chunked(
         qk = qk + torch.diag_embed((q * k).sum(-1))
         y = q_past @ S + qb @ z + qk @ v
     return y.flatten(2, 3)[:, :, :length], state
-
-
-def _step_refuses(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, read: Tensor, write: Tensor, state: Tensor
-) -> str | None:
-    return "takes one position" if query.shape[2] > 1 else None
-
-
-@delta_rule.backend("step", refuses=_step_refuses)
-def _step(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, read: Tensor, write: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One position, in one call (longreach.ops.memory_step)."""
-    inputs = _common(query, key, value, log_decay, read, write, state)
-    query, key, value, log_decay, read, write = (x[:, :, 0] for x in inputs)
-    y, state = memory_step(query, key, value, state, log_decay.exp(), read, write)
-    return y[:, :, None], state
 
 
 def _common(

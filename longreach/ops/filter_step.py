@@ -26,10 +26,9 @@ def filter_step(
     x: Float[Tensor, "b d"],
     window: Float[Tensor, "b d w"],
     taps: Float[Tensor, "d t"],
+    kept: int,
     bias: Float[Tensor, " d"] | None = None,
     added: Sequence[Float[Tensor, "b d"]] = (),
-    *,
-    kept: int,
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d {kept}"]]:
     """The output at the input `x` behind those in `window`, and the `kept` newest inputs of all, `x` included.
 
@@ -59,10 +58,9 @@ def _native_refuses(
     x: Tensor,
     window: Tensor,
     taps: Tensor,
+    kept: int,
     bias: Tensor | None = None,
     added: Sequence[Tensor] = (),
-    *,
-    kept: int,
 ) -> str | None:
     dtype = x.dtype
     if window.dtype != dtype or taps.dtype != dtype or (bias is not None and bias.dtype != dtype):
@@ -77,11 +75,10 @@ def _native(
     x: Tensor,
     window: Tensor,
     taps: Tensor,
+    kept: int,
     bias: Tensor | None = None,
     added: Sequence[Tensor] = (),
-    *,
-    kept: int,
 ) -> tuple[Tensor, Tensor]:
     """In compiled code, without temporary tensors."""
     check_filter_step(x, window, taps, kept)
-    return native_filter_step(x, window, taps, bias, added, kept)
+    return native_filter_step(x, window, taps, kept, bias, added)

@@ -42,9 +42,8 @@ def gated_linear_attention(
     query, key, value, log_decay, bonus = _common(query, key, value, log_decay, bonus, state)
     outputs = []
     for q, k, v, g in zip(*(x.unbind(2) for x in (query, key, value, log_decay)), strict=True):
-        written = k[..., None] * v[..., None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q, state + bonus[..., None] * written))
-        state = g.exp()[..., None] * state + written
+        y, state = memory_step(q, k, v, state, g.exp(), None, None, bonus)
+        outputs.append(y)
     return torch.stack(outputs, dim=2), state
 
 
@@ -72,23 +71,6 @@ def _chunked(
         entering = torch.cat([state[:, :, None], states[:, :, :-1]], dim=2)
         y = scores @ v + (q * decay_before(g).exp()) @ entering
     return y.flatten(2, 3)[:, :, :length], states[:, :, -1].clone()  # not a view, which would keep all states
-
-
-def _step_refuses(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
-) -> str | None:
-    return "takes one position" if query.shape[2] > 1 else None
-
-
-@gated_linear_attention.backend("step", refuses=_step_refuses)
-def _step(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One position, in one call (longreach.ops.memory_step)."""
-    query, key, value, log_decay, bonus = _common(query, key, value, log_decay, bonus, state)
-    q, k, v, decay = query[:, :, 0], key[:, :, 0], value[:, :, 0], log_decay[:, :, 0].exp()
-    y, state = memory_step(q, k, v, state, decay, bonus=bonus)
-    return y[:, :, None], state
 
 
 def into_chunks(x: Float[Tensor, "b h l n"]) -> Float[Tensor, "b h m c n"]:

@@ -57,6 +57,9 @@ def _chunked(
             final = initial + key.mT @ value
             return query @ final, final
         length = query.shape[2]
+        if length == 1:
+            y, final = memory_step(query[:, :, 0], key[:, :, 0], value[:, :, 0], initial)
+            return y[:, :, None], final
         if length <= CHUNK:
             return (query @ key.mT).tril() @ value + query @ initial, initial + key.mT @ value
         missing = -length % CHUNK
@@ -64,22 +67,6 @@ def _chunked(
         sums = torch.cat([initial[:, :, None], key.mT @ value], dim=2).cumsum(2)  # (b, h, m + 1, n, f)
         y = (query @ key.mT).tril() @ value + query @ sums[:, :, :-1]
         return y.flatten(2, 3)[:, :, :length], sums[:, :, -1].clone()  # not a view, which would keep all sums
-
-
-def _step_refuses(
-    query: Tensor, key: Tensor, value: Tensor, initial: Tensor | None = None, *, causal: bool = True
-) -> str | None:
-    return None if query.shape[2] == 1 else "takes one position"
-
-
-@linear_attention.backend("step", refuses=_step_refuses)
-def _step(
-    query: Tensor, key: Tensor, value: Tensor, initial: Tensor | None = None, *, causal: bool = True
-) -> tuple[Tensor, Tensor]:
-    """One position, in one call (longreach.ops.memory_step)."""
-    query, key, value, initial = _common(query, key, value, initial)
-    y, sums = memory_step(query[:, :, 0], key[:, :, 0], value[:, :, 0], initial)
-    return y[:, :, None], sums
 
 
 def _common(query: Tensor, key: Tensor, value: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

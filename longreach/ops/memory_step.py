@@ -43,7 +43,9 @@ def memory_step(
     return (query[..., None, :] @ seen).squeeze(-2), after
 
 
-def _native_refuses(query: Tensor, key: Tensor, value: Tensor, state: Tensor, *others: Tensor | None) -> str | None:
+def _native_refuses(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor, *others: Tensor | None, **named: Tensor | None
+) -> str | None:
     return refusal(state.device, state.dtype, DTYPES)
 
 

@@ -76,7 +76,7 @@ def online_conv_step(
         added.append(block.tile[..., since])
         since += block.tile.shape[-1]
     taps = kernel(min(BASE, kernel_length))
-    y, recent = filter_step(x.to(recent.dtype), recent, taps, added=added, kept=recent.shape[-1] + 1)
+    y, recent = filter_step(x.to(recent.dtype), recent, taps, recent.shape[-1] + 1, added=added)
     if recent.shape[-1] < BASE:
         return y.to(x.dtype), OnlineConvState(blocks, recent)
     return y.to(x.dtype), _after(blocks, _reach(blocks), recent, kernel, kernel_length)

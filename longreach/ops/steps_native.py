@@ -8,6 +8,7 @@ Axes: b batch, d channels, n modes, r rank, w window, t taps, h heads, k key cha
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ LIBRARY.define(
     " -> (Tensor, Tensor)"
 )
 LIBRARY.define(
-    "filter_step(Tensor x, Tensor window, Tensor taps, Tensor? bias, Tensor[] added, int kept) -> (Tensor, Tensor)"
+    "filter_step(Tensor x, Tensor window, Tensor taps, int kept, Tensor? bias, Tensor[] added) -> (Tensor, Tensor)"
 )
 LIBRARY.define(
     "memory_step(Tensor query, Tensor key, Tensor value, Tensor state, Tensor? decay, Tensor? read, Tensor? write,"
@@ -45,12 +46,12 @@ def native_filter_step(
     x: Float[Tensor, "b d"],
     window: Float[Tensor, "b d w"],
     taps: Float[Tensor, "d t"],
+    kept: int,
     bias: Float[Tensor, " d"] | None,
     added: Sequence[Float[Tensor, "b d"]],
-    kept: int,
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d {kept}"]]:
     """What longreach.ops.filter_step defines, for tensors on the CPU which have one of DTYPES in common, a real one."""
-    return (_filter_step if _direct() else torch.ops.longreach.filter_step)(x, window, taps, bias, added, kept)
+    return (_filter_step if _direct() else torch.ops.longreach.filter_step)(x, window, taps, kept, bias, added)
 
 
 def native_memory_step(
@@ -124,7 +125,7 @@ def _modal_step(
 
 
 def _filter_step(
-    x: Tensor, window: Tensor, taps: Tensor, bias: Tensor | None, added: Sequence[Tensor], kept: int
+    x: Tensor, window: Tensor, taps: Tensor, kept: int, bias: Tensor | None, added: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     x, window = _dense(x), _dense(window)
     taps, _, between = _rows(taps)
@@ -149,35 +150,32 @@ def _memory_step(query: Tensor, key: Tensor, value: Tensor, state: Tensor, *othe
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Tensors as they are; of the others, which only filter_step has, how many are added and how many are kept."""
-    ctx.save_for_backward(*(x for x in inputs if x is None or isinstance(x, Tensor)))
-    ctx.counts = [x if isinstance(x, int) else len(x) for x in inputs if not (x is None or isinstance(x, Tensor))]
+    """Tensors; of what is added the number, for its gradient is that of the output."""
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.others = {i: x for i, x in enumerate(inputs) if not isinstance(x, Tensor | Sequence)}
+    ctx.added = {i: len(x) for i, x in enumerate(inputs) if isinstance(x, Sequence)}
 
 
-def _differentiate(name: str, ctx: Any, grads: tuple[Tensor, Tensor], **options: int) -> list[Tensor | None]:
-    """The gradients of the tensors that were saved, by the definition of the operator."""
-    tensors, further = ctx.saved_tensors, torch.is_grad_enabled()
-    needed = ctx.needs_input_grad[: len(tensors)]
+def _differentiate(name: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    """The gradients by the definition of the operator."""
+    saved, further, needed = iter(ctx.saved_tensors), torch.is_grad_enabled(), ctx.needs_input_grad
+    arguments: list[Any] = [()] * len(needed)
+    found: list[Any] = [[grads[0]] * ctx.added[i] if i in ctx.added else None for i in range(len(needed))]
     with torch.enable_grad():
-        # views, because the state may itself have been made from the weights, and that path is not this step's
-        views = [x.view_as(x) if need else x for x, need in zip(tensors, needed, strict=True)]
-        outputs = OPS[name].backends["reference"](*views, **options)
-    wanted = [view for view, need in zip(views, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=further, allow_unused=True))
-    return [next(found) if need else None for need in needed]
-
-
-def _modal_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(_differentiate("modal_step", ctx, grads))
-
-
-def _filter_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    n_added, kept = ctx.counts
-    return *_differentiate("filter_step", ctx, grads, kept=kept), [grads[0]] * n_added, None
-
-
-def _memory_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(_differentiate("memory_step", ctx, grads))
+        for i in range(len(needed)):
+            if i in ctx.others:
+                arguments[i] = ctx.others[i]
+            elif i not in ctx.added:
+                x = next(saved)  # a view, because the state may have been made from the weights, which is another path
+                arguments[i] = x.view_as(x) if needed[i] else x
+        outputs = OPS[name].backends["reference"](*arguments)
+    wanted = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and needed[i]]
+    inputs = [arguments[i] for i in wanted]
+    if inputs:
+        gradients = torch.autograd.grad(outputs, inputs, grads, create_graph=further, allow_unused=True)
+        for i, gradient in zip(wanted, gradients, strict=True):
+            found[i] = gradient
+    return tuple(found)
 
 
 def _modal_fake(u: Tensor, modes: Tensor, *system: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -185,7 +183,7 @@ def _modal_fake(u: Tensor, modes: Tensor, *system: Tensor | None) -> tuple[Tenso
 
 
 def _filter_fake(
-    x: Tensor, window: Tensor, taps: Tensor, bias: Tensor | None, added: Sequence[Tensor], kept: int
+    x: Tensor, window: Tensor, taps: Tensor, kept: int, bias: Tensor | None, added: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x.contiguous()), x.new_empty(*x.shape, kept)
 
@@ -196,11 +194,11 @@ def _memory_fake(
     return torch.empty_like(value.contiguous()), torch.empty_like(state.contiguous())
 
 
-for _name, _forward, _fake, _backward in (
-    ("modal_step", _modal_step, _modal_fake, _modal_backward),
-    ("filter_step", _filter_step, _filter_fake, _filter_backward),
-    ("memory_step", _memory_step, _memory_fake, _memory_backward),
+for _name, _forward, _fake in (
+    ("modal_step", _modal_step, _modal_fake),
+    ("filter_step", _filter_step, _filter_fake),
+    ("memory_step", _memory_step, _memory_fake),
 ):
     LIBRARY.impl(_name, _forward, "CPU")
     torch.library.register_fake(f"longreach::{_name}", _fake)
-    torch.library.register_autograd(f"longreach::{_name}", _backward, setup_context=_save)
+    torch.library.register_autograd(f"longreach::{_name}", partial(_differentiate, _name), setup_context=_save)
