@@ -194,7 +194,7 @@ def samples() -> dict[str, list[tuple]]:
         ],
         "modal_step": [
             (u, phases, ratios, ratios, ratios, skip, *modes(2, 1, 3, 4).unbind()),
-            (u.detach(), phases.detach().real, *randn(3, 3, 4).unbind(), None, None, None),
+            (u, phases.detach().real, *randn(3, 3, 4).unbind(), None, None, None),
         ],
         "transposed": [(x,)],
         "vandermonde": [(phases, ratios, 9)],

@@ -157,7 +157,7 @@ class DSS(SequenceMixer[DSSState]):
 
     @of_weights
     def _steps(self) -> tuple[ops.ModalRecurrence, tuple[ops.RisingModes, Int[Tensor, " rising"]] | None]:
-        """What a step needs: all modes as if they fell, and those that rise, where there are any, and which they are."""
+        """What a step needs: all modes as if they fell, and where any rise, these and which they are."""
         system = self._system()
         falling, rising = self._recurrences(system)
         if self.version != "softmax" or not bool(system.rising.any()):

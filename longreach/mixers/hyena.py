@@ -127,9 +127,7 @@ class Hyena(SequenceMixer[HyenaState]):
         """Mix one position, O(order d (d + log^2 t)) on average over the positions."""
         self.filter.refuse_longer(1 + sum(block.shape[-1] for block in held_inputs(state.stages[0])), "Hyena")
         projected = F.linear(x, self.projections.weight, self.projections.bias).to(state.tail.dtype)
-        branches, tail = filter_step(
-            projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias
-        )
+        branches, tail = filter_step(projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias)
         skips, stages, taps = self._skips(), list(state.stages), self._taps()
 
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:

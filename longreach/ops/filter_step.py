@@ -49,8 +49,8 @@ def check_filter_step(x: Tensor, window: Tensor, taps: Tensor, kept: int) -> Non
     """Raise InputError for shapes that do not fit."""
     if window.shape[:2] != x.shape or taps.shape[0] != x.shape[1] or not taps.shape[1] or kept > window.shape[2] + 1:
         raise InputError(
-            f"filter_step: x is {tuple(x.shape)}, the window behind it {tuple(window.shape)}, the taps, at least one for "
-            f"each channel, {tuple(taps.shape)}; {kept} inputs are to be kept"
+            f"filter_step: x is {tuple(x.shape)}, the window behind it {tuple(window.shape)} and the taps, at least "
+            f"one for each channel, {tuple(taps.shape)}; {kept} inputs are to be kept"
         )
 
 
@@ -65,7 +65,7 @@ def _native_refuses(
     dtype = x.dtype
     if window.dtype != dtype or taps.dtype != dtype or (bias is not None and bias.dtype != dtype):
         return "needs tensors of one dtype"
-    if any([other.dtype != dtype for other in added]):
+    if any(other.dtype != dtype for other in added):
         return "needs tensors of one dtype"
     return refusal(x.device, dtype, DTYPES)
 

@@ -14,6 +14,7 @@ Axes: b batch, d channels, n modes per channel, l length, o number of terms (1 f
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -38,7 +39,7 @@ def liquid_step(
     before = modes.unbind(1)
     y, term = modal_step(u, before[0], abar + bbar * u[..., None] if full else abar, bbar, C)
     after = [term]
-    for lower, term in zip(before, before[1:], strict=False):  # what moves a term is the one below it
+    for lower, term in pairwise(before):  # what moves a term is the one below it
         z, term = modal_step(u, term, abar, bbar * lower, C)
         y = y + z
         after.append(term)

@@ -36,13 +36,8 @@ class ModalSystem(NamedTuple):
     C: Complex[Tensor, "d n"]
 
     @property
-    def abar(self) -> Complex[Tensor, "#d n"]:
-        """The exponential of log abar, from its parts: torch takes six times as long for a complex one on a CPU."""
-        return torch.polar(self.log_abar.real.exp(), self.log_abar.imag)
-
-    @property
     def recurrence(self) -> "ModalRecurrence":
-        """The system as steps need it; where weights are constant, worth keeping (longreach.mixers.constant_weights)."""
+        """The system as steps need it, worth keeping where weights are constant (longreach.mixers.constant_weights)."""
         return ModalRecurrence(self.abar, self.bbar, self.C)
 
     @property
@@ -100,7 +95,7 @@ def _native_refuses(
     right: Tensor | None = None,
 ) -> str | None:
     dtype, real = modes.dtype, modes.dtype.to_real()
-    mixed = any([part is not None and part.dtype != dtype for part in (abar, bbar, C, left, right)])
+    mixed = any(part is not None and part.dtype != dtype for part in (abar, bbar, C, left, right))
     if mixed or u.dtype != real or (skip is not None and skip.dtype != real):
         return f"needs tensors of the precision of the modes, {dtype}"
     return refusal(modes.device, dtype, DTYPES)

@@ -66,8 +66,9 @@ def online_conv_step(
 ) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
     """One position: y_t and the state after it.
 
-    Asks the kernel for BASE taps, or all if there are fewer, and every BASE steps for as many as twice the size of the block that is
-    completed then.  Pure: `state` stays valid, and shares with the new one everything but the few recent inputs.
+    Asks the kernel for BASE taps, or all if there are fewer, and every BASE steps for as many as twice the size of the
+    block that is completed then.  Pure: `state` stays valid, and shares with the new one everything but the few recent
+    inputs.
     """
     recent, blocks = state.recent, state.blocks
     _check(x, state, kernel_length)

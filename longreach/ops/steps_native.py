@@ -1,4 +1,4 @@
-"""Steps of recurrences by compiled kernels (csrc/modal_step.cpp, filter_step.cpp, memory_step.cpp), as operators of torch.
+"""Steps of recurrences by compiled kernels (csrc/{modal,filter,memory}_step.cpp), as operators of torch.
 
 Each is one call without temporary tensors, where torch takes a microsecond for each of its operations.  Derivatives run
 on torch, through the definitions.
