@@ -166,7 +166,7 @@ class S4(SequenceMixer[S4State]):
         if self.taps is not None:
             y, state = self.prefill(x[:, None], state)
             return y[:, 0], state
-        real = state.modes.dtype.to_real()
+        real = state.modes.real.dtype
         y, modes = ops.dplr_step(x.to(real), state.modes, self._system(), self.D.to(real))
         return y.to(x.dtype), S4State(modes, state.window)
 

@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longreach import ops
 from longreach.errors import InputError
@@ -134,7 +133,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
 
     def step(self, x: Float[Tensor, "b d"], state: StripedHyenaState) -> tuple[Float[Tensor, "b d"], StripedHyenaState]:
         """Advance the short convolution and the filter by one sample."""
-        projected = F.linear(x, self.projections.weight, self.projections.bias).to(state.tail.dtype)
+        projected = self._project(x[:, None], None)[..., 0].to(state.tail.dtype)
         branches, tail = ops.filter_step(
             projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias
         )
@@ -147,7 +146,7 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         else:
             y, modes, window = ops.modal_window_step(u, modes, window, self._systems())
         y = after * (y if self.skip is None else torch.addcmul(y, self.skip, u))
-        return F.linear(y.to(x.dtype), self.out.weight, self.out.bias), StripedHyenaState(tail, modes, window)
+        return self._finish(y.to(x.dtype)[..., None])[:, 0], StripedHyenaState(tail, modes, window)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: StripedHyenaState, mask: Bool[Tensor, "b l"] | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from longreach.ops.backend import op
 from longreach.ops.long_conv import long_conv
 from longreach.ops.native import refusal
-from longreach.ops.steps_native import DTYPES, native_modal_step, recording
+from longreach.ops.steps_native import DTYPES, PARTS, native_modal_step, recording
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
 
@@ -94,7 +94,7 @@ def _native_refuses(
     left: Tensor | None = None,
     right: Tensor | None = None,
 ) -> str | None:
-    dtype, real = modes.dtype, modes.dtype.to_real()
+    dtype, real = modes.dtype, PARTS.get(modes.dtype, modes.dtype)
     mixed = any(part is not None and part.dtype != dtype for part in (abar, bbar, C, left, right))
     if mixed or u.dtype != real or (skip is not None and skip.dtype != real):
         return f"needs tensors of the precision of the modes, {dtype}"

@@ -19,6 +19,8 @@ from longreach.ops.backend import OPS
 from longreach.ops.native import LIBRARY, dtype_name, kernel
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+"""The dtype of the parts of complex numbers."""
 SMALL = 1 << 17
 """Up to so many numbers a second thread costs more than it saves."""
 
@@ -72,7 +74,7 @@ def recording(*arguments: object, **options: object) -> str | None:
 
 def _direct() -> bool:
     """Whether there is nothing that torch would do between a call and the kernel, which takes it some microseconds."""
-    return torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
 def _dense(x: Tensor) -> Tensor:
