@@ -35,7 +35,7 @@ def filter_step(
     Inputs before the window count as zeros.  O(b d min(w + 1, t)); sums are in float32 or wider, the inputs that are
     kept have the dtype of the window.
     """
-    check_filter_step(x, window, taps, kept)
+    _check(x, window, taps, kept)
     past = torch.cat([window, x[..., None].to(window.dtype)], dim=-1)
     seen = min(past.shape[-1], taps.shape[-1])
     wide = torch.promote_types(torch.promote_types(x.dtype, taps.dtype), torch.float32)
@@ -45,7 +45,7 @@ def filter_step(
     return y, past[..., past.shape[-1] - kept :].clone()
 
 
-def check_filter_step(x: Tensor, window: Tensor, taps: Tensor, kept: int) -> None:
+def _check(x: Tensor, window: Tensor, taps: Tensor, kept: int) -> None:
     """Raise InputError for shapes that do not fit."""
     if window.shape[:2] != x.shape or taps.shape[0] != x.shape[1] or not taps.shape[1] or kept > window.shape[2] + 1:
         raise InputError(
@@ -70,7 +70,18 @@ def _native_refuses(
     return refusal(x.device, dtype, DTYPES)
 
 
-@filter_step.backend("native", refuses=_native_refuses, yields=recording)
+def _native_yields(
+    x: Tensor,
+    window: Tensor,
+    taps: Tensor,
+    kept: int,
+    bias: Tensor | None = None,
+    added: Sequence[Tensor] = (),
+) -> str | None:
+    return recording()
+
+
+@filter_step.backend("native", refuses=_native_refuses, yields=_native_yields)
 def _native(
     x: Tensor,
     window: Tensor,
@@ -80,5 +91,5 @@ def _native(
     added: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """In compiled code, without temporary tensors."""
-    check_filter_step(x, window, taps, kept)
+    _check(x, window, taps, kept)
     return native_filter_step(x, window, taps, kept, bias, added)

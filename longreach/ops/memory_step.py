@@ -44,12 +44,32 @@ def memory_step(
 
 
 def _native_refuses(
-    query: Tensor, key: Tensor, value: Tensor, state: Tensor, *others: Tensor | None, **named: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Tensor,
+    decay: Tensor | None = None,
+    read: Tensor | None = None,
+    write: Tensor | None = None,
+    bonus: Tensor | None = None,
 ) -> str | None:
     return refusal(state.device, state.dtype, DTYPES)
 
 
-@memory_step.backend("native", refuses=_native_refuses, yields=recording)
+def _native_yields(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Tensor,
+    decay: Tensor | None = None,
+    read: Tensor | None = None,
+    write: Tensor | None = None,
+    bonus: Tensor | None = None,
+) -> str | None:
+    return recording()
+
+
+@memory_step.backend("native", refuses=_native_refuses, yields=_native_yields)
 def _native(
     query: Tensor,
     key: Tensor,

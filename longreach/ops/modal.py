@@ -101,7 +101,20 @@ def _native_refuses(
     return refusal(modes.device, dtype, DTYPES)
 
 
-@modal_step.backend("native", refuses=_native_refuses, yields=recording)
+def _native_yields(
+    u: Tensor,
+    modes: Tensor,
+    abar: Tensor,
+    bbar: Tensor,
+    C: Tensor,
+    skip: Tensor | None = None,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> str | None:
+    return recording()
+
+
+@modal_step.backend("native", refuses=_native_refuses, yields=_native_yields)
 def _native(
     u: Tensor,
     modes: Tensor,

@@ -67,7 +67,7 @@ def native_memory_step(
     return (_memory_step if _direct() else torch.ops.longreach.memory_step)(query, key, value, state, *others)
 
 
-def recording(*arguments: object, **options: object) -> str | None:
+def recording() -> str | None:
     """Why torch's form of a step is the better one, or None."""
     return "would compute a step again for its gradient" if torch.is_grad_enabled() else None
 
