@@ -84,7 +84,7 @@ def main() -> None:
         if row is not None:
             rows.append(row)
             times = (f"{row[str(context)]:>10}" for context in options.contexts)
-            print(f"{name:<20}{row['weights'] / 1024:>12,.0f}", *times, flush=True)
+            print(f"{name:<20}{float(row['weights']) / 1024:>12,.0f}", *times, flush=True)
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1) + "\n")
 

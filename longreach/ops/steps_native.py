@@ -38,10 +38,18 @@ LIBRARY.define(
 
 
 def native_modal_step(
-    u: Float[Tensor, "b d"], modes: Num[Tensor, "b d n"], *system: Num[Tensor, "..."] | None
+    u: Float[Tensor, "b d"],
+    modes: Num[Tensor, "b d n"],
+    abar: Num[Tensor, "*#b #d n"],
+    bbar: Num[Tensor, "*#b #d n"],
+    C: Num[Tensor, "d n"],
+    skip: Float[Tensor, " d"] | None,
+    left: Num[Tensor, "r d n"] | None,
+    right: Num[Tensor, "r d n"] | None,
 ) -> tuple[Float[Tensor, "b d"], Num[Tensor, "b d n"]]:
     """What longreach.ops.modal_step defines, for tensors on the CPU: modes of one of DTYPES, and the rest to match."""
-    return (_modal_step if _direct() else torch.ops.longreach.modal_step)(u, modes, *system)
+    run = _modal_step if _direct() else torch.ops.longreach.modal_step
+    return run(u, modes, abar, bbar, C, skip, left, right)
 
 
 def native_filter_step(

@@ -78,7 +78,8 @@ def wkv_step(
     state: WKVState,
 ) -> tuple[Float[Tensor, "b c"], WKVState]:
     """One position, O(b c): the average in the dtype of the state, and the state after it."""
-    return _step(*(x.to(state.numerator.dtype) for x in (log_decay, bonus, key, value)), state)
+    dtype = state.numerator.dtype
+    return _step(log_decay.to(dtype), bonus.to(dtype), key.to(dtype), value.to(dtype), state)
 
 
 def _step(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
