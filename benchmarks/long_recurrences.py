@@ -44,7 +44,7 @@ def in_steps(mixer: SequenceMixer, x: Tensor) -> Tensor:
     modes, outputs = mixer.init_state(1).modes, []
     log_abar, bbar, (C,) = mixer._system()
     for u in x.unbind(1):
-        y, modes = modal_step(u, modes, ModalSystem(log_abar, bbar, C))
+        y, modes = modal_step(u, modes, *ModalSystem(log_abar, bbar, C).recurrence)
         outputs.append(y + mixer.D * u)
     return torch.stack(outputs, dim=1)
 

@@ -4,6 +4,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,12 +42,15 @@ class Call(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """The tensors that have one."""
         wanted = [x for i, x in enumerate(self.positional) if i not in self.constants]
-        return [x for x in (*wanted, *self.named.values()) if isinstance(x, Tensor)]
+        flat = [x for part in (*wanted, *self.named.values()) for x in (part if isinstance(part, list) else [part])]
+        return [x for x in flat if isinstance(x, Tensor)]
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """With `function` applied to every tensor that has a gradient."""
 
         def apply(x: Any, constant: bool = False) -> Any:
+            if isinstance(x, list):
+                return [apply(part, constant) for part in x]
             return function(x) if isinstance(x, Tensor) and not constant else x
 
         positional = tuple(apply(x, i in self.constants) for i, x in enumerate(self.positional))
@@ -99,12 +103,13 @@ AS_ONE: dict[str, Callable[..., Tensor]] = {"wkv": _wkv_as_one}
 
 
 def results(call: Call, backend: str, cotangent: Tensor | None = None) -> list[Tensor]:
-    """The value and the gradients; the cotangent is random, and the same at every call, unless it is given."""
+    """The values and the gradients; cotangents are random, and the same at every call, unless one is given."""
     call = call.mapped(lambda x: x.detach().requires_grad_())
     y = operator(call.op, backend)(*call.positional, **call.named)
-    if cotangent is None:
-        cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
-    return [y.detach(), *torch.autograd.grad(y, call.tensors(), cotangent)]
+    values, generator = y if isinstance(y, tuple) else (y,), torch.Generator().manual_seed(1)
+    drawn = [torch.randn(value.shape, dtype=value.dtype, generator=generator) for value in values]
+    cotangents = drawn if cotangent is None else [cotangent]
+    return [*(value.detach() for value in values), *torch.autograd.grad(values, call.tensors(), cotangents)]
 
 
 def expected(call: Call) -> list[Tensor]:
@@ -242,11 +247,42 @@ def _wkv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tens
     return Call("wkv", l, (-randn(c).exp(), randn(c), *sequences, randn(b, c), randn(b, c).exp(), period))
 
 
+def _modal_step(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    n, rank = draw(st.integers(1, 40)), draw(st.integers(0, 2))
+    make = partial(_complex, randn) if draw(st.booleans()) else randn
+    abar, bbar = (make(*draw(st.sampled_from([(d, n), (1, n), (b, d, n), (1, d, n)]))) for _ in range(2))
+    low_rank = (make(rank, d, n), make(rank, d, n)) if rank else (None, None)
+    skip = randn(d) if draw(st.booleans()) else None
+    return Call("modal_step", l, (randn(b, d), make(b, d, n), abar, bbar, make(d, n), skip, *low_rank))
+
+
+def _filter_step(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, d, l = sizes
+    width, taps = draw(st.integers(0, 70)), draw(st.integers(1, 70))
+    added = [randn(b, d, 3)[..., 1] for _ in range(draw(st.integers(0, 3)))]
+    bias = randn(d) if draw(st.booleans()) else None
+    kept = draw(st.integers(0, width + 1))
+    return Call("filter_step", l, (randn(b, d), randn(b, d, width), randn(d, taps), kept, bias, added))
+
+
+def _memory_step(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, h, l = sizes
+    k, v = draw(st.integers(1, 40)), draw(st.integers(1, 70))
+    decay, bonus = randn(b, h, k) if draw(st.booleans()) else None, randn(h, k) if draw(st.booleans()) else None
+    rule = (randn(b, h, k), randn(b, h, k)) if draw(st.booleans()) else (None, None)
+    vectors = randn(b, h, k), randn(b, h, k), randn(b, h, v)
+    return Call("memory_step", l, (*vectors, randn(b, h, k, v), decay, *rule, bonus))
+
+
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
     "cauchy": _cauchy,
     "damped_average": _damped_average,
+    "filter_step": _filter_step,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
+    "memory_step": _memory_step,
+    "modal_step": _modal_step,
     "short_conv": _short_conv,
     "transposed": _transposed,
     "vandermonde": _vandermonde,

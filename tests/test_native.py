@@ -46,7 +46,7 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     """One call of each operator, with all of its arguments."""
     gates = {"gate_before": randn(b, d, l), "gate_after": randn(b, d, l)}
     long_conv = {"reverse_kernel": randn(d, l), "skip": randn(d)} | gates
-    points = torch.complex(torch.zeros(l, dtype=torch.float64), 5 * randn(l))
+    points, k = torch.complex(torch.zeros(l, dtype=torch.float64), 5 * randn(l)), min(l, 40)
     return [
         Call("damped_average", l, (randn(b, l, d), randn(1, d, 6), randn(1, d, 6).sigmoid(), randn(d))),
         Call("linear_scan", l, (randn(b, l, d).tanh(), randn(b, l, d), randn(b, d))),
@@ -58,6 +58,10 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
         Call("vandermonde_adjoint", l, (randn(b, d, l), modes(d, 3))),
         Call("cauchy", l, (modes(b, d, 3), points, modes(d, 3)), constants=(1,)),
         Call("wkv", l, (-randn(d).exp(), randn(d), randn(b, l, d), randn(b, l, d), randn(b, d), randn(b, d).exp(), 4)),
+        Call("modal_step", l, (randn(b, d), modes(b, d, l), *modes(3, d, l), randn(d), *modes(2, 2, d, l))),
+        Call("modal_step", l, (randn(b, d), randn(b, d, l), *randn(3, d, l), randn(d), *randn(2, 2, d, l))),
+        Call("filter_step", l, (randn(b, d), randn(b, d, l), randn(d, 20), l, randn(d), [randn(b, d), randn(b, d)])),
+        Call("memory_step", l, (*randn(3, b, d, k), randn(b, d, k, k), *randn(3, b, d, k), randn(d, k))),
     ]
 
 
@@ -141,7 +145,7 @@ def test_what_is_not_finite_stays_in_its_row_and_channel(build: str, poison: flo
     for call in typical_calls(rows, channels):
         signal = call.positional[SIGNAL.get(call.op, (0,))[0]]
         poisoned = signal.clone()
-        poisoned[(row, 1, channel) if call.op in SIGNAL else (row, channel, 1)] = poison
+        poisoned[(row, 1, channel) if call.op in SIGNAL else (row, channel, 1)[: signal.ndim]] = poison
         with built_for(build):
             clean = results(call, "native")
             found = results(call.mapped(lambda x, old=signal, new=poisoned: new if x is old else x), "native")
@@ -186,6 +190,7 @@ def samples() -> dict[str, list[tuple]]:
     phases, ratios = modes(2, 3, 4).requires_grad_(), modes(3, 4).requires_grad_()
     points = torch.complex(torch.zeros(9, dtype=torch.float64), 5 * randn(9))
     grad, skip, tail = randn(2, 3, 9), randn(3).requires_grad_(), randn(2, 3, 8).requires_grad_()
+    u, memory = randn(2, 3).requires_grad_(), randn(2, 3, 4, 4).requires_grad_()
     plain, full = (x, taps, None, None, None, None, 1), (x, taps, taps, skip, x.detach() + 1, x.detach() - 1, 0)
     complex_scan = [z.to(torch.complex128).detach().requires_grad_() for z in (decay, states, initial)]
     frozen = tuple(z.detach() if isinstance(z, Tensor) else z for z in full)
@@ -206,6 +211,15 @@ def samples() -> dict[str, list[tuple]]:
         "short_conv": [(x, taps, None, None), (x, taps, skip, tail)],
         "short_conv_adjoint": [
             (grad, [True, True, False, True], x.detach(), taps.detach(), skip.detach(), tail.detach())
+        ],
+        "filter_step": [(u, x, taps, 3, skip, [randn(2, 3), randn(2, 3)]), (u, x, taps, 0, None, [])],
+        "memory_step": [
+            (*[z.requires_grad_() for z in randn(3, 2, 3, 4)], memory, *randn(3, 2, 3, 4).unbind(), randn(3, 4)),
+            (*randn(3, 2, 3, 4).unbind(), memory, None, None, None, None),
+        ],
+        "modal_step": [
+            (u, phases, ratios, ratios, ratios, skip, *modes(2, 1, 3, 4).unbind()),
+            (u, phases.detach().real, *randn(3, 3, 4).unbind(), None, None, None),
         ],
         "transposed": [(x,)],
         "vandermonde": [(phases, ratios, 9)],

@@ -92,7 +92,8 @@ def operator_backends() -> dict[str, dict[str, Any]]:
     backends = {}
     for name, operator in sorted(OPS.items()):
         arguments = TYPICAL_CALLS[name](device)
-        backends[name] = {"takes": operator.choose(*arguments), "others": operator.explain(*arguments)}
+        with torch.set_grad_enabled(not name.endswith("_step")):
+            backends[name] = {"takes": operator.choose(*arguments), "others": operator.explain(*arguments)}
         del backends[name]["others"][backends[name]["takes"]]
     return backends
 
@@ -176,6 +177,12 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
         torch.zeros(WIDTH, WIDTH, device=device, requires_grad=True),
     ),
+    "filter_step": lambda device: (
+        torch.zeros(1, WIDTH, device=device),
+        torch.zeros(1, WIDTH, 2, device=device),
+        torch.zeros(WIDTH, 3, device=device),
+        2,
+    ),
     "linear_attention": lambda device: _attention_call(device)[:3],
     "block_diagonal": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
@@ -206,6 +213,15 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
         torch.zeros(WIDTH, device=device, requires_grad=True),
     ),
     "long_conv": lambda device: (_signal(device), torch.zeros(WIDTH, LENGTH, device=device, requires_grad=True)),
+    "memory_step": lambda device: (
+        *[torch.zeros(1, HEADS, WIDTH // HEADS, device=device)] * 3,
+        _matrix_memory(device),
+    ),
+    "modal_step": lambda device: (
+        torch.zeros(1, WIDTH, device=device),
+        *[torch.zeros(1, WIDTH, STATE, dtype=torch.complex64, device=device)] * 3,
+        torch.zeros(WIDTH, STATE, dtype=torch.complex64, device=device),
+    ),
     "monarch": lambda device: (
         torch.zeros(LENGTH, WIDTH, device=device, requires_grad=True),
         [torch.zeros(HEADS, WIDTH // HEADS, WIDTH // HEADS, device=device, requires_grad=True)] * 2,
@@ -217,7 +233,9 @@ TYPICAL_CALLS: dict[str, Callable[[torch.device], tuple[Any, ...]]] = {
     "vandermonde_adjoint": lambda device: (_signal(device), _ratio(device)),
     "wkv": _wkv_call,
 }
-"""Operator -> the arguments of a call as a model in training makes it: one sequence of 8,192 positions, 256 wide."""
+"""Operator -> the arguments of a call as a model in training makes it: one sequence of 8,192 positions, 256 wide.
+
+Steps are those of generation."""
 
 
 def _package_advice(packages: dict[str, dict[str, str | None]]) -> list[str]:

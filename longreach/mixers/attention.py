@@ -128,11 +128,11 @@ class Attention(SequenceMixer[KeyValueCache]):
         """Queries, keys and values, the first two turned to their positions where those enter by rotation."""
         sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, h + 2 g, l, e)
-        query, key, value = heads.split(sizes, dim=1)
-        if self.position == "rotary":
-            position = position.expand(x.shape[0], -1)
-            query, key = (rotary(turned, position, base=self.rotary_base) for turned in (query, key))
-        return query, key, value
+        if self.position != "rotary":
+            return heads.split(sizes, dim=1)
+        turning, value = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+        turned = rotary(turning, position.expand(x.shape[0], -1), base=self.rotary_base)
+        return *turned.split(sizes[:2], dim=1), value
 
     def _rule(self, position: Int[Tensor, "#b l"], mask: Bool[Tensor, "b l"] | None) -> AttentionMask:
         """Who sees whom in a sequence that starts here; positions matter only where distances do and padding lies."""

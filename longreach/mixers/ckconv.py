@@ -126,6 +126,14 @@ class CKConv(Convolution):
             x = x.masked_fill(~mask[..., None], 0)
         return self._with_bias(dense_conv(x.mT, self._dense_kernel(min(x.shape[1], self.taps))).mT)
 
+    def step(self, x: Float[Tensor, "b d"], state: OnlineConvState) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
+        """Mix one position, O(d log^2 taps) on average; dense, O(d^2 taps)."""
+        if self.dense:
+            y, state = self.prefill(x[:, None], state)
+            return y[:, 0], state
+        y, state = super().step(x, state)
+        return self._with_bias(y), state
+
     def prefill(
         self, x: Float[Tensor, "b l d"], state: OnlineConvState, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], OnlineConvState]:
@@ -146,7 +154,7 @@ class CKConv(Convolution):
     def _dense_kernel(self, count: int) -> Float[Tensor, "o i {count}"]:
         return self.kernels(count)[0].unflatten(0, (self.d_model, self.d_model))
 
-    def _with_bias(self, y: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def _with_bias(self, y: Float[Tensor, "b *l d"]) -> Float[Tensor, "b *l d"]:
         return y if self.bias is None else (y + self.bias).to(y.dtype)
 
     def aliasing(self) -> Float[Tensor, ""]:

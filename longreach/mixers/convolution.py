@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from longreach.mixers.base import SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 from longreach.ops.long_conv import long_conv
 from longreach.ops.online_conv import (
     OnlineConvState,
     held_inputs,
     init_online_conv,
     online_conv_prefill,
+    online_conv_step,
     refuse_late_padding,
 )
 from longreach.ops.transposed import transposed
@@ -44,6 +46,14 @@ class Convolution(SequenceMixer[OnlineConvState]):
     def kernels(self, count: int) -> Float[Tensor, "r d {count}"]:
         """The first `count` <= taps taps in float32 or wider: the kernel of the past, and that of the future."""
 
+    def _past_taps(self, count: int) -> Float[Tensor, "d {count}"]:
+        """The first taps of the past, which dropout makes different ones every time."""
+        return self.kernels(count)[0] if self.training else self._constant_taps(count)
+
+    @of_weights
+    def _constant_taps(self, count: int) -> Float[Tensor, "d {count}"]:
+        return self.kernels(count)[0]
+
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Convolve, O(d l log l)."""
         if mask is not None:
@@ -62,8 +72,10 @@ class Convolution(SequenceMixer[OnlineConvState]):
 
     def step(self, x: Float[Tensor, "b d"], state: OnlineConvState) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
         """Mix one position, O(d log^2 taps) on average over the positions."""
-        y, state = self.prefill(x[:, None], state)
-        return y[:, 0], state
+        if not self.causal:
+            raise self._no_recurrent_view()
+        y, state = online_conv_step(x, state, self._past_taps, self.taps)
+        return (y if self.skip is None else torch.addcmul(y, self.skip, x)).to(x.dtype), state
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: OnlineConvState, mask: Bool[Tensor, "b l"] | None = None
@@ -75,7 +87,7 @@ class Convolution(SequenceMixer[OnlineConvState]):
             refuse_late_padding(mask, held_inputs(state))
             x = x.masked_fill(~mask[..., None], 0)
         u = x.mT
-        y, state = online_conv_prefill(u, state, lambda count: self.kernels(count)[0], self.taps)
+        y, state = online_conv_prefill(u, state, self._past_taps, self.taps)
         return (y if self.skip is None else y + self.skip[:, None] * u).mT.to(x.dtype), state
 
 

@@ -155,6 +155,19 @@ class DSS(SequenceMixer[DSSState]):
         """The length of a softmax."""
         return self.max_length or 0
 
+    @of_weights
+    def _steps(self) -> tuple[ops.ModalRecurrence, tuple[ops.RisingModes, Int[Tensor, " rising"]] | None]:
+        """What a step needs: all modes as if they fell, and where any rise, these and which they are."""
+        system = self._system()
+        falling, rising = self._recurrences(system)
+        if self.version != "softmax" or not bool(system.rising.any()):
+            return falling.recurrence, None
+        chosen = system.rising.nonzero().flatten()
+        return falling.recurrence, (
+            ops.RisingModes(rising.log_ratio[:, chosen], rising.C[:, chosen], rising.horizon),
+            chosen,
+        )
+
     def _recurrences(self, system: _System) -> tuple[ops.ModalSystem, ops.RisingModes]:
         """The modes that fall and the modes that rise, as two systems whose outputs add up."""
         W = system.W[0]
@@ -197,14 +210,15 @@ class DSS(SequenceMixer[DSSState]):
         """Advance every mode by one sample, O(d n)."""
         if not self.causal:
             raise self._no_recurrent_view()
-        system, u, after = self._system(), x.to(self.D.dtype), state.position + 1
-        falling, rising = self._recurrences(system)
-        y, modes = ops.modal_step(u, state.modes, falling)
+        (falling, rising), u, after = self._steps(), x.to(self.D.dtype), state.position + 1
         if self.version == "softmax":
             self._check_position(after)
-            risen, counted = ops.rising_step(u, state.modes, rising, state.position)
-            y, modes = y + risen, torch.where(system.rising, counted, modes)
-        return (y + self.D * u).to(x.dtype), DSSState(modes, after)
+        y, modes = ops.modal_step(u, state.modes, *falling, self.D)
+        if rising is not None:
+            system, chosen = rising
+            risen, counted = ops.rising_step(u, state.modes[..., chosen], system, state.position)
+            y, modes = y + risen, modes.index_copy(-1, chosen, counted)
+        return y.to(x.dtype), DSSState(modes, after)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: DSSState, mask: Bool[Tensor, "b l"] | None = None

@@ -114,8 +114,8 @@ class GSS(SequenceMixer[GSSState]):
         if not self.causal:
             raise self._no_recurrent_view()
         v = self._enter(x).to(self.D.dtype)
-        y, modes = ops.modal_step(v, state.modes, self._system())
-        return self._leave(x, y + self.D * v), GSSState(modes)
+        y, modes = ops.modal_step(v, state.modes, *self._recurrence(), self.D)
+        return self._leave(x, y), GSSState(modes)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: GSSState, mask: Bool[Tensor, "b l"] | None = None
@@ -132,6 +132,10 @@ class GSS(SequenceMixer[GSSState]):
 
     def _leave(self, x: Float[Tensor, "*b d"], y: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
         return self.out(self.gate(y) * F.gelu(self.wide(x)))
+
+    @of_weights
+    def _recurrence(self) -> ops.ModalRecurrence:
+        return self._system().recurrence
 
     @of_weights
     def _system(self) -> ops.ModalSystem:

@@ -118,6 +118,11 @@ class H3(SequenceMixer[H3State]):
         spectrum = torch.fft.rfft(self.shift_B, n=size).conj() * torch.fft.rfft(self.shift_C, n=size)
         return torch.fft.irfft(spectrum, n=size)[:, : self.taps]
 
+    @of_weights
+    def _shift_taps(self) -> Float[Tensor, "d w"]:
+        """The same, and what goes past the shift."""
+        return self.shift_kernel() + F.pad(self.shift_D[:, None], (0, self.taps - 1))
+
     def kernel(self, length: int) -> Float[Tensor, "h k"]:
         """The impulse response of the diagonal system, of `length` taps or as many as there are."""
         return ops.modal_kernel(self._system(), min(length, self.options.kernel_length or length))
@@ -141,18 +146,20 @@ class H3(SequenceMixer[H3State]):
 
     def step(self, x: Float[Tensor, "b d"], state: H3State) -> tuple[Float[Tensor, "b d"], H3State]:
         """Advance both systems by one sample."""
-        query, key, value = self._project(x[:, None], None)
-        keys = torch.cat([state.keys, key.to(state.keys.dtype)], dim=-1)
-        key = torch.linalg.vecdot(keys, self.shift_kernel().flip(-1))[..., None] + self.shift_D[:, None] * key
-        query, key, value = self._pair(query, key, value)
-        u, system = (key * value)[..., 0], self._systems()
+        query, key, value = F.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=1)
+        key, keys = ops.filter_step(key.to(state.keys.dtype), state.keys, self._shift_taps(), self.taps - 1)
+        if self.head_dim > 1:
+            query, key, value = (part[..., 0] for part in self._pair(*(z[..., None] for z in (query, key, value))))
+        u, products = key * value, state.products
         if self.options.kernel_length is None:
-            y, modes = ops.modal_step(u, state.modes, system)
-            products = state.products
+            y, modes = ops.modal_step(u, state.modes, *self._recurrence())
         else:
-            y, modes, products = ops.modal_window_step(u, state.modes, state.products, system)
-        y = query[..., 0] * (y + self._spread(self.D) * u)
-        return self._finish(y[..., None])[:, 0], H3State(keys[..., 1:].clone(), modes, products)
+            y, modes, products = ops.modal_window_step(u, state.modes, state.products, self._systems())
+            y = y + self._spread(self.D) * u
+        y = query * y
+        if self.head_dim > 1:
+            y = y.unflatten(1, (self.head_dim, self.d_model)).sum(1)
+        return F.linear(y.to(query.dtype), self.out.weight, self.out.bias), H3State(keys, modes, products)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: H3State, mask: Bool[Tensor, "b l"] | None = None
@@ -208,6 +215,11 @@ class H3(SequenceMixer[H3State]):
             C = C * (dt * A.imag.abs() / math.pi < self.options.bandlimit)  # 1 is the Nyquist frequency
         B = torch.view_as_complex(self.B).repeat(copies, 1)
         return ops.ModalSystem(*discretise(self.discretisation, A, B, dt), C)
+
+    @of_weights
+    def _recurrence(self) -> tuple[Inexact[Tensor, "..."], ...]:
+        """What steps need of the diagonal system and of what goes past it."""
+        return *self._systems().recurrence, self._spread(self.D)
 
     @of_weights
     def _systems(self) -> ops.ModalSystem:

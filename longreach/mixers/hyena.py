@@ -27,6 +27,7 @@ from longreach.mixers.base import SequenceMixer
 from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
 from longreach.mixers.short_projection import project, short_weights, shorten
+from longreach.ops.filter_step import filter_step
 from longreach.ops.linear_channels import linear_from_channels
 from longreach.ops.long_conv import long_conv
 from longreach.ops.online_conv import (
@@ -34,6 +35,7 @@ from longreach.ops.online_conv import (
     held_inputs,
     init_online_conv,
     online_conv_prefill,
+    online_conv_step,
     refuse_late_padding,
 )
 from longreach.ops.short_conv import short_conv_tail
@@ -111,7 +113,7 @@ class Hyena(SequenceMixer[HyenaState]):
             return long_conv(v, kernels[stage], skip=skips[stage], gate_before=before, gate_after=after)
 
         projected = project(x, self.projections, mask)
-        return self._alternate(self._shorten(projected, mask, None), convolve)
+        return self._finish(self._alternate(self._shorten(projected, mask, None), convolve))
 
     def init_state(self, batch_size: int) -> HyenaState:
         """Nothing has been read."""
@@ -123,8 +125,20 @@ class Hyena(SequenceMixer[HyenaState]):
 
     def step(self, x: Float[Tensor, "b d"], state: HyenaState) -> tuple[Float[Tensor, "b d"], HyenaState]:
         """Mix one position, O(order d (d + log^2 t)) on average over the positions."""
-        y, state = self.prefill(x[:, None], state)
-        return y[:, 0], state
+        self.filter.refuse_longer(1 + sum(block.shape[-1] for block in held_inputs(state.stages[0])), "Hyena")
+        projected = F.linear(x, self.projections.weight, self.projections.bias).to(state.tail.dtype)
+        branches, tail = filter_step(projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias)
+        skips, stages, taps = self._skips(), list(state.stages), self._taps()
+
+        def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
+            v = before * v
+            y, stages[stage] = online_conv_step(v, stages[stage], partial(taps, stage), self.filter.length)
+            if (skip := skips[stage]) is not None:
+                y = torch.addcmul(y, skip, v)
+            return y if after is None else after * y
+
+        y = self._alternate(branches.to(x.dtype), convolve)
+        return F.linear(y, self.out.weight, self.out.bias), HyenaState(tail, tuple(stages))
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: HyenaState, mask: Bool[Tensor, "b l"] | None = None
@@ -134,13 +148,7 @@ class Hyena(SequenceMixer[HyenaState]):
         self.filter.refuse_longer(sum(block.shape[-1] for block in past) + x.shape[1], "Hyena")
         if mask is not None:
             refuse_late_padding(mask, [state.tail, *past])
-        skips, stages = self._skips(), list(state.stages)
-        kernels: dict[int, Tensor] = {}  # all stages ask for the same numbers of taps
-
-        def taps(stage: int, count: int) -> Tensor:
-            if count not in kernels:
-                kernels[count] = self._kernels(count)
-            return kernels[count][stage]
+        skips, stages, taps = self._skips(), list(state.stages), self._taps()
 
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             v = before * v
@@ -150,7 +158,7 @@ class Hyena(SequenceMixer[HyenaState]):
             return y if after is None else after * y
 
         projected = project(x, self.projections, mask)
-        y = self._alternate(self._shorten(projected, mask, state.tail), convolve)
+        y = self._finish(self._alternate(self._shorten(projected, mask, state.tail), convolve))
         tail = short_conv_tail(projected, state.tail, self.short_width)
         return y, HyenaState(tail, tuple(stages))
 
@@ -159,6 +167,22 @@ class Hyena(SequenceMixer[HyenaState]):
         """The first taps of the long filters, with their factor."""
         kernels = self.filter(count)
         return kernels if self.stage_scale is None else self.stage_scale[:, None, None] * kernels
+
+    def _taps(self) -> Callable[[int, int], Tensor]:
+        """(stage, count) -> the first taps of its filter; those of all stages are made together, once."""
+        kernels: dict[int, Tensor] = {}
+
+        def taps(stage: int, count: int) -> Tensor:
+            if count not in kernels:
+                kernels[count] = self._kernels(count)
+            return kernels[count][stage]
+
+        return taps
+
+    @of_weights
+    def _short_taps(self) -> Float[Tensor, "c k"]:
+        """The taps of the short convolution, backwards in time."""
+        return self.short_weight.flip(-1)
 
     def _skips(self) -> list[Tensor | None]:
         """The direct path past every long convolution, with its factor."""
@@ -172,8 +196,8 @@ class Hyena(SequenceMixer[HyenaState]):
     ) -> Float[Tensor, "b c l"]:
         return shorten(projected, self.short_weight, self.short_bias, mask, tail)
 
-    def _alternate(self, branches: Float[Tensor, "b c l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b l d"]:
-        """Gates and long convolutions in turn, then the output projection."""
+    def _alternate(self, branches: Float[Tensor, "b c *l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b d *l"]:
+        """Gates and long convolutions in turn."""
         *gates, v = branches.chunk(self.order + 1, dim=1)
         for stage in range(self.order - 1):
             before = gates[-1 - stage]
@@ -181,5 +205,7 @@ class Hyena(SequenceMixer[HyenaState]):
                 before = before.sum(dim=1, keepdim=True).expand_as(v)
             after = gates[0] if stage == self.order - 2 else None
             v = convolve(stage, self.dropout(v), before, after)
-        y = ACTIVATIONS[self.activation](v)
+        return ACTIVATIONS[self.activation](v)
+
+    def _finish(self, y: Float[Tensor, "b d l"]) -> Float[Tensor, "b l d"]:
         return linear_from_channels(y, self.out.weight, self.out.bias)

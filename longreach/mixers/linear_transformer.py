@@ -19,6 +19,7 @@ from longreach.errors import InputError
 from longreach.mixers.base import SequenceMixer
 from longreach.mixers.heads import Heads, widened
 from longreach.ops.linear_attention import linear_attention
+from longreach.ops.memory_step import memory_step
 
 
 class LinearTransformerState(NamedTuple):
@@ -71,8 +72,14 @@ class LinearTransformer(SequenceMixer[LinearTransformerState]):
         self, x: Float[Tensor, "b d"], state: LinearTransformerState
     ) -> tuple[Float[Tensor, "b d"], LinearTransformerState]:
         """Mix one position, O(d e)."""
-        y, state = self.prefill(x[:, None], state)
-        return y[:, 0], state
+        if not self.causal:
+            raise self._no_recurrent_view()
+        heads = self.heads
+        projected = widened(heads.into(x).view(len(x), 3, heads.n_heads, heads.head_dim))
+        query, key = (F.elu(projected[:, :2]) + 1).unbind(1)
+        y, sums = memory_step(query, key, F.pad(projected[:, 2], (0, 1), value=1.0), state.sums)
+        y = y[..., :-1] / (y[..., -1:] + self.epsilon)
+        return heads.out(y.flatten(1).to(x.dtype)), LinearTransformerState(sums)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: LinearTransformerState, mask: Bool[Tensor, "b l"] | None = None

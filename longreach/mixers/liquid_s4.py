@@ -97,6 +97,10 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         log_abar, bbar = discretise(self.discretisation, A, B, self.log_dt.exp()[:, None])
         return [ops.ModalSystem(log_abar, bbar, C) for C in torch.view_as_complex(self.C)]
 
+    @of_weights
+    def _recurrence(self) -> ops.ModalRecurrence:
+        return self._systems()[0].recurrence
+
     def _rest(self, batch_size: int) -> Complex[Tensor, "b o d n"]:
         terms = 1 if self.order is None else self.order
         return torch.view_as_complex(self.D.new_zeros(batch_size, terms, self.d_model, self.A_real.shape[1], 2))
@@ -123,7 +127,7 @@ class LiquidS4(SequenceMixer[LiquidS4State]):
         if not self.causal:
             raise self._no_recurrent_view()
         u = x.to(self.D.dtype)
-        y, modes = ops.liquid_step(u, state.modes, self._systems()[0], full=self.order is None)
+        y, modes = ops.liquid_step(u, state.modes, self._recurrence(), full=self.order is None)
         return (y + self.D * u).to(x.dtype), LiquidS4State(modes)
 
     def prefill(

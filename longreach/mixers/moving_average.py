@@ -86,11 +86,11 @@ class MovingAverage(nn.Module):
         self, x: Float[Tensor, "b d"], state: MovingAverageState
     ) -> tuple[Float[Tensor, "b d"], MovingAverageState]:
         """Advance every average by one position, O(d n)."""
-        u, averages, window = x.to(state.window.dtype), _complex(state.averages), state.window
+        u = x.to(state.window.dtype)
         if self.kernel_length is None:
-            y, averages = ops.modal_step(u, averages, self._system())
-        else:
-            y, averages, window = modal_window_step(u, averages, window, self._system())
+            y, averages = ops.modal_step(u, state.averages, *self._recurrence(), self.omega)
+            return F.silu(y).to(x.dtype), MovingAverageState(averages, state.window)
+        y, averages, window = modal_window_step(u, _complex(state.averages), state.window, self._system())
         return self._finish(x, y), MovingAverageState(averages.real.contiguous(), window)
 
     def prefill(
@@ -111,6 +111,11 @@ class MovingAverage(nn.Module):
         """With which weight every average is read, and which part of it is forgotten at each position."""
         present = self.delta.sigmoid()
         return self.gamma * present * self.beta / self.gamma.shape[-1] ** 0.5, present * self.alpha.sigmoid()
+
+    @of_weights
+    def _recurrence(self) -> tuple[Float[Tensor, "d n"], ...]:
+        """abar, bbar and C, which are real."""
+        return tuple(part.real.contiguous() for part in self._system().recurrence)
 
     @of_weights
     def _system(self) -> ops.ModalSystem:

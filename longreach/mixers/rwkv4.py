@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from longreach.mixers.base import OptimHint, SequenceMixer
+from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.rwkv_start import Place, orthogonal_linear, zero_linear
 from longreach.ops.token_shift import token_shift
-from longreach.ops.wkv import wkv
+from longreach.ops.wkv import wkv, wkv_step
 from longreach.ops.wkv_state import WKVState, init_wkv
 
 
@@ -72,16 +73,28 @@ class RWKV4(SequenceMixer[RWKV4State]):
 
     def step(self, x: Float[Tensor, "b d"], state: RWKV4State) -> tuple[Float[Tensor, "b d"], RWKV4State]:
         """Mix one position, O(d^2)."""
-        y, state = self.prefill(x[:, None], state)
-        return y[:, 0], state
+        key, value, receptance = self._branches(x, state.last.to(x.dtype))
+        averages, sums = wkv_step(self._log_decay(), self.time_first, key, value, state.wkv)
+        return self._finish(receptance, averages), RWKV4State(x.to(state.last.dtype, copy=True), sums)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: RWKV4State, mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], RWKV4State]:
         """Mix a chunk, O(l d^2)."""
         previous, last = token_shift(x, state.last, mask)
+        key, value, receptance = self._branches(x, previous)
+        averages, sums = wkv(self._log_decay(), self.time_first, key, value, state.wkv, mask)
+        return self._finish(receptance, averages), RWKV4State(last, sums)
+
+    def _branches(self, x: Float[Tensor, "b *l d"], previous: Float[Tensor, "b *l d"]) -> tuple[Tensor, ...]:
+        """Key, value and receptance."""
         key = self.key(torch.lerp(previous, x, self.share_key))
         value = self.value(torch.lerp(previous, x, self.share_value))
-        receptance = self.receptance(torch.lerp(previous, x, self.share_receptance)).sigmoid()
-        averages, sums = wkv(-self.time_decay.exp(), self.time_first, key, value, state.wkv, mask)
-        return self.out(receptance * averages.to(receptance.dtype)), RWKV4State(last, sums)
+        return key, value, self.receptance(torch.lerp(previous, x, self.share_receptance)).sigmoid()
+
+    def _finish(self, receptance: Float[Tensor, "b *l d"], averages: Float[Tensor, "b *l d"]) -> Tensor:
+        return self.out(receptance * averages.to(receptance.dtype))
+
+    @of_weights
+    def _log_decay(self) -> Float[Tensor, " d"]:
+        return -self.time_decay.exp()

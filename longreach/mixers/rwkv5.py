@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longreach.mixers.base import OptimHint
+from longreach.mixers.constant_weights import of_weights
 from longreach.mixers.heads import join_heads
 from longreach.mixers.rwkv_memory import RWKVMemory, RWKVState
 from longreach.mixers.rwkv_start import Place, orthogonal_linear, zero_linear
 from longreach.ops.gated_linear_attention import gated_linear_attention
+from longreach.ops.memory_step import memory_step
 from longreach.ops.token_shift import token_shift
 
 
@@ -74,14 +76,35 @@ class RWKV5(RWKVMemory):
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
         """Mix a chunk, O(l d (d + head_dim))."""
         previous, last = token_shift(x, state.last, mask)
-        receptance = self._split(self.receptance(torch.lerp(previous, x, self.share_receptance)))
-        key = self._split(self.key(torch.lerp(previous, x, self.share_key)))
-        value = self._split(self.value(torch.lerp(previous, x, self.share_value)))
-        gate = F.silu(self.gate(torch.lerp(previous, x, self.share_gate)))
+        receptance, key, value, gate = self._branches(x, previous)
+        receptance, key, value = self._split(receptance), self._split(key), self._split(value)
         log_decay = -self.time_decay.exp()[:, None].expand_as(key)
         if mask is not None:
             padding = ~mask[:, None, :, None]
             key, log_decay = key.masked_fill(padding, 0), log_decay.masked_fill(padding, 0)
         y, memory = gated_linear_attention(receptance, key, value, log_decay, self.bonus, state.memory)
-        y = self.norm(join_heads(y / self.divisor).flatten(0, 1)).view_as(gate)
-        return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)
+        return self._finish(join_heads(y), gate), RWKVState(last, memory)
+
+    def step(self, x: Float[Tensor, "b d"], state: RWKVState) -> tuple[Float[Tensor, "b d"], RWKVState]:
+        """Mix one position, O(d (d + head_dim))."""
+        *inputs, gate = self._branches(x, state.last.to(x.dtype))
+        receptance, key, value = (z.view(state.memory.shape[:3]).to(state.memory.dtype) for z in inputs)
+        decay, bonus = self._decay().expand_as(key), self.bonus.to(key.dtype)
+        y, memory = memory_step(receptance, key, value, state.memory, decay, None, None, bonus)
+        return self._finish(y.flatten(1), gate), RWKVState(x.to(state.last.dtype, copy=True), memory)
+
+    def _branches(self, x: Float[Tensor, "b *l d"], previous: Float[Tensor, "b *l d"]) -> tuple[Tensor, ...]:
+        """Receptance, key, value and gate."""
+        receptance = self.receptance(torch.lerp(previous, x, self.share_receptance))
+        key = self.key(torch.lerp(previous, x, self.share_key))
+        value = self.value(torch.lerp(previous, x, self.share_value))
+        return receptance, key, value, F.silu(self.gate(torch.lerp(previous, x, self.share_gate)))
+
+    def _finish(self, y: Float[Tensor, "b *l c"], gate: Float[Tensor, "b *l c"]) -> Float[Tensor, "b *l d"]:
+        y = self.norm((y / self.divisor).view(-1, y.shape[-1])).view_as(gate)
+        return self.out(y.to(gate.dtype) * gate)
+
+    @of_weights
+    def _decay(self) -> Float[Tensor, "h n"]:
+        """What is left of the memory after a step, in float32 or wider."""
+        return (-self.time_decay.exp()).to(torch.promote_types(self.time_decay.dtype, torch.float32)).exp()

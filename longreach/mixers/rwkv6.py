@@ -22,6 +22,7 @@ from longreach.mixers.heads import join_heads
 from longreach.mixers.rwkv_memory import RWKVMemory, RWKVState
 from longreach.mixers.rwkv_start import Place, orthogonal_linear, zero_linear
 from longreach.ops.gated_linear_attention import gated_linear_attention
+from longreach.ops.memory_step import memory_step
 from longreach.ops.token_shift import token_shift
 
 MIXED = ("decay", "key", "value", "receptance", "gate")
@@ -92,20 +93,39 @@ class RWKV6(RWKVMemory):
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
         """Mix a chunk, O(l d (d + head_dim + ranks))."""
         previous, last = token_shift(x, state.last, mask)
-        for_decay, for_key, for_value, for_receptance, for_gate = self._mix(x, previous)
-        receptance, value = self._split(self.receptance(for_receptance)), self._split(self.value(for_value))
-        key, gate = self._split(self.key(for_key)), F.silu(self.gate(for_gate))
-        change = torch.tanh(for_decay @ self.decay_down) @ self.decay_up
-        log_decay = self._split(-torch.exp(self.time_decay + change))
+        *branches, gate = self._branches(x, previous)
+        receptance, key, value, log_decay = (self._split(branch) for branch in branches)
         if mask is not None:
             padding = ~mask[:, None, :, None]
             key, log_decay = key.masked_fill(padding, 0), log_decay.masked_fill(padding, 0)
         y, memory = gated_linear_attention(receptance, key, value, log_decay, self.bonus, state.memory)
-        y = self.norm(join_heads(y).flatten(0, 1)).view_as(gate)
-        return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)
+        return self._finish(join_heads(y), gate), RWKVState(last, memory)
+
+    def step(self, x: Float[Tensor, "b d"], state: RWKVState) -> tuple[Float[Tensor, "b d"], RWKVState]:
+        """Mix one position, O(d (d + head_dim + ranks))."""
+        branches = self._branches(x[:, None], state.last[:, None].to(x.dtype))
+        receptance, key, value, log_decay = (
+            z.view(state.memory.shape[:3]).to(state.memory.dtype) for z in branches[:-1]
+        )
+        bonus = self.bonus.to(key.dtype)
+        y, memory = memory_step(receptance, key, value, state.memory, log_decay.exp(), None, None, bonus)
+        last = x.to(state.last.dtype, copy=True)
+        return self._finish(y.flatten(1), branches[-1][:, 0]), RWKVState(last, memory)
+
+    def _branches(self, x: Float[Tensor, "b l d"], previous: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
+        """Receptance, key, value, log decay and gate."""
+        for_decay, for_key, for_value, for_receptance, for_gate = self._mix(x, previous)
+        change = torch.tanh(for_decay @ self.decay_down) @ self.decay_up
+        log_decay = -torch.exp(self.time_decay + change)
+        key, value = self.key(for_key), self.value(for_value)
+        return self.receptance(for_receptance), key, value, log_decay, F.silu(self.gate(for_gate))
 
     def _mix(self, x: Float[Tensor, "b l d"], previous: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
         """The inputs of decay, key, value, receptance and gate."""
         mixed = torch.lerp(previous, x, self.share)
         changes = torch.tanh(mixed @ self.share_down[:, None]) @ self.share_up[:, None]  # (5, b, l, d)
         return torch.lerp(previous, x, (self.shares[:, None, None] - changes).to(x.dtype)).unbind(0)
+
+    def _finish(self, y: Float[Tensor, "b *l c"], gate: Float[Tensor, "b *l c"]) -> Float[Tensor, "b *l d"]:
+        y = self.norm(y.view(-1, y.shape[-1])).view_as(gate)
+        return self.out(y.to(gate.dtype) * gate)

@@ -166,8 +166,9 @@ class S4(SequenceMixer[S4State]):
         if self.taps is not None:
             y, state = self.prefill(x[:, None], state)
             return y[:, 0], state
-        y, modes = ops.dplr_step(x, state.modes, self._system())
-        return (y + self.D * x).to(x.dtype), S4State(modes, state.window)
+        real = state.modes.real.dtype
+        y, modes = ops.dplr_step(x.to(real), state.modes, self._system(), self.D.to(real))
+        return y.to(x.dtype), S4State(modes, state.window)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: S4State, mask: Bool[Tensor, "b l"] | None = None

@@ -149,6 +149,10 @@ class S4D(SequenceMixer[S4DState]):
         log_abar, bbar, C = self._system()
         return ops.ModalSystem(log_abar, bbar, C[0])
 
+    @of_weights
+    def _recurrence(self) -> ops.ModalRecurrence:
+        return self._causal_system().recurrence
+
     def kernels(self, length: int) -> Float[Tensor, "r d k"]:
         """The impulse responses, past first, of `length` taps or as many as there are; memory O(d n sqrt(length))."""
         log_abar, bbar, C = self._system()
@@ -175,13 +179,11 @@ class S4D(SequenceMixer[S4DState]):
         """Advance every mode by one sample, O(d n)."""
         if not self.causal:
             raise self._no_recurrent_view()
-        system = self._causal_system()
         u = x.to(state.window.dtype)
         if self.taps is None:
-            y, modes = ops.modal_step(u, state.modes, system)
-            window = state.window
-        else:
-            y, modes, window = ops.modal_window_step(u, state.modes, state.window, system)
+            y, modes = ops.modal_step(u, state.modes, *self._recurrence(), self.D)
+            return y.to(x.dtype), S4DState(modes, state.window)
+        y, modes, window = ops.modal_window_step(u, state.modes, state.window, self._causal_system())
         return (y + self.D * u).to(x.dtype), S4DState(modes, window)
 
     def prefill(

@@ -146,6 +146,12 @@ class S5(SequenceMixer[S5State]):
         C = torch.view_as_complex(self.C)
         return log_abar[:, 0].exp(), bbar, 2 * C if options.conjugate_pairs else C
 
+    @of_weights
+    def _maps(self) -> tuple[Complex[Tensor, " p"], Float[Tensor, "p2 d"], Float[Tensor, "d p2"]]:
+        """What a step needs: abar, and the maps to the modes and from them on pairs of real numbers."""
+        abar, bbar, C = self._system()
+        return abar, _write_map(bbar), _read_map(C[0])
+
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Scan the sequence, once for each direction; O(l p d) time and O(l p) memory for a row."""
         abar, bbar, (past, *future) = self._system()
@@ -169,10 +175,11 @@ class S5(SequenceMixer[S5State]):
         """Advance every mode by one sample, O(p d)."""
         if not self.causal:
             raise self._no_recurrent_view()
-        abar, bbar, C = self._system()
-        drive = _drive(x, bbar)
+        abar, write, read = self._maps()
+        drive = torch.view_as_complex(F.linear(x.to(write.dtype), write).to(write.dtype).unflatten(-1, (-1, 2)))
         modes = self._ratio(abar, drive) * state.modes + drive
-        return (_read(modes, C[0]) + self.D * x).to(x.dtype), S5State(modes)
+        y = F.linear(torch.view_as_real(modes).flatten(-2), read)
+        return torch.addcmul(y, self.D, x).to(x.dtype), S5State(modes)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: S5State, mask: Bool[Tensor, "b l"] | None = None
@@ -197,14 +204,24 @@ class S5(SequenceMixer[S5State]):
 
 def _drive(x: Tensor, bbar: Tensor) -> Tensor:
     """bbar u as one real product, (..., d) -> (..., p), in float32 or wider."""
-    weight = torch.view_as_real(bbar)
-    product = F.linear(x.to(weight.dtype), weight.mT.flatten(0, 1))
+    weight = _write_map(bbar)
+    product = F.linear(x.to(weight.dtype), weight)
     return torch.view_as_complex(product.unflatten(-1, (-1, 2)).to(weight.dtype).contiguous())
 
 
 def _read(modes: Tensor, C: Tensor) -> Tensor:
     """Re(C s) as one real product, (..., p) -> (..., d)."""
-    return F.linear(torch.view_as_real(modes).flatten(-2), torch.view_as_real(C.conj().resolve_conj()).flatten(-2))
+    return F.linear(torch.view_as_real(modes).flatten(-2), _read_map(C))
+
+
+def _write_map(bbar: Tensor) -> Tensor:
+    """bbar as a real matrix, (2 p, d)."""
+    return torch.view_as_real(bbar).mT.flatten(0, 1)
+
+
+def _read_map(C: Tensor) -> Tensor:
+    """Re(C .) as a real matrix, (d, 2 p)."""
+    return torch.view_as_real(C.conj().resolve_conj()).flatten(-2)
 
 
 def _eigenvectors(size: int, *, half: bool) -> tuple[Tensor, Tensor]:

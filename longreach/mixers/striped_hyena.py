@@ -133,20 +133,20 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
 
     def step(self, x: Float[Tensor, "b d"], state: StripedHyenaState) -> tuple[Float[Tensor, "b d"], StripedHyenaState]:
         """Advance the short convolution and the filter by one sample."""
-        projected = self._project(x[:, None], None)
-        branches = ops.short_conv(projected, self.short_weight, self.short_bias, state.tail)
-        after, before, value = branches[..., 0].chunk(3, dim=1)
+        projected = self._project(x[:, None], None)[..., 0].to(state.tail.dtype)
+        branches, tail = ops.filter_step(
+            projected, state.tail, self._short_taps(), self.short_width - 1, self.short_bias
+        )
+        after, before, value = branches.chunk(3, dim=1)
         u, modes, window = before * value, state.modes, state.window
         if not self.modal:
-            inputs = torch.cat([window, u[..., None].to(window.dtype)], dim=-1)
-            y, window = torch.linalg.vecdot(inputs, self._spread(self.taps).flip(-1)), inputs[..., 1:].clone()
+            y, window = ops.filter_step(u, window, self._spread(self.taps), window.shape[-1])
         elif self.kernel_length is None:
-            y, modes = ops.modal_step(u, modes, self._systems())
+            y, modes = ops.modal_step(u, modes, *self._recurrence())
         else:
             y, modes, window = ops.modal_window_step(u, modes, window, self._systems())
-        y = after * (y if self.skip is None else y + self.skip * u)
-        tail = ops.short_conv_tail(projected, state.tail, self.short_width)
-        return self._finish(y[..., None])[:, 0], StripedHyenaState(tail, modes, window)
+        y = after * (y if self.skip is None else torch.addcmul(y, self.skip, u))
+        return self._finish(y.to(x.dtype)[..., None])[:, 0], StripedHyenaState(tail, modes, window)
 
     def prefill(
         self, x: Float[Tensor, "b l d"], state: StripedHyenaState, mask: Bool[Tensor, "b l"] | None = None
@@ -184,6 +184,15 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
             nothing = torch.zeros_like(self.log_poles)
             log_poles, residues = torch.complex(self.log_poles, nothing), torch.complex(self.residues, nothing)
         return ops.ModalSystem(log_poles, torch.ones_like(log_poles), residues / 2)
+
+    @of_weights
+    def _short_taps(self) -> Float[Tensor, "c k"]:
+        """The taps of the short convolution, backwards in time."""
+        return self.short_weight.flip(-1)
+
+    @of_weights
+    def _recurrence(self) -> ops.ModalRecurrence:
+        return self._systems().recurrence
 
     @of_weights
     def _systems(self) -> ops.ModalSystem:

@@ -30,6 +30,7 @@ from longreach.ops.damped_average import damped_average
 from longreach.ops.delta_rule import delta_rule
 from longreach.ops.dense_conv import dense_conv
 from longreach.ops.dplr import DPLRSystem, dplr_kernel, dplr_prefill, dplr_step, dplr_whole_output
+from longreach.ops.filter_step import filter_step
 from longreach.ops.gated_linear_attention import gated_linear_attention
 from longreach.ops.linear import linear
 from longreach.ops.linear_attention import linear_attention
@@ -37,7 +38,15 @@ from longreach.ops.linear_channels import linear_from_channels, linear_to_channe
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.liquid_scan import liquid_scan, liquid_step
 from longreach.ops.long_conv import long_conv, low_pass
-from longreach.ops.modal import ModalSystem, modal_kernel, modal_prefill, modal_step, padding_first
+from longreach.ops.memory_step import memory_step
+from longreach.ops.modal import (
+    ModalRecurrence,
+    ModalSystem,
+    modal_kernel,
+    modal_prefill,
+    modal_step,
+    padding_first,
+)
 from longreach.ops.monarch import monarch, monarch_dft
 from longreach.ops.online_conv import OnlineConvState, init_online_conv, online_conv_prefill, online_conv_step
 from longreach.ops.relative_attention import relative_attention
@@ -58,6 +67,7 @@ __all__ = [
     "BackendError",
     "ButterflyTransform",
     "DPLRSystem",
+    "ModalRecurrence",
     "ModalSystem",
     "OnlineConvState",
     "RisingModes",
@@ -82,6 +92,7 @@ __all__ = [
     "dplr_prefill",
     "dplr_step",
     "dplr_whole_output",
+    "filter_step",
     "fourier_transform",
     "gated_linear_attention",
     "hadamard_transform",
@@ -97,6 +108,7 @@ __all__ = [
     "liquid_step",
     "long_conv",
     "low_pass",
+    "memory_step",
     "merge_attention",
     "merge_factors",
     "modal_kernel",

@@ -23,6 +23,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.decayed_scores import decay_after, decay_before, decayed_scores
 from longreach.ops.gated_linear_attention import into_chunks
+from longreach.ops.memory_step import memory_step
 
 
 @op
@@ -43,9 +44,8 @@ def delta_rule(
     inputs = _common(query, key, value, log_decay, read, write, state)
     outputs = []
     for q, k, v, g, a, b in zip(*(x.unbind(2) for x in inputs), strict=True):
-        z = torch.einsum("bhk,bhkv->bhv", a, state)
-        state = g.exp()[..., None] * state + b[..., None] * z[..., None, :] + k[..., None] * v[..., None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q, state))
+        y, state = memory_step(q, k, v, state, g.exp(), a, b)
+        outputs.append(y)
     return torch.stack(outputs, dim=2), state
 
 

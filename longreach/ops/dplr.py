@@ -31,7 +31,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.cauchy import cauchy
 from longreach.ops.long_conv import long_conv
-from longreach.ops.modal import padding_first
+from longreach.ops.modal import modal_step, padding_first
 from longreach.ops.native import MISSING
 
 ALIASING = 1e-13
@@ -209,11 +209,14 @@ def dplr_whole_output(system: DPLRSystem, length: int) -> Complex[Tensor, "c d n
 
 
 def dplr_step(
-    u: Float[Tensor, "b d"], state: Complex[Tensor, "b d n"], system: DPLRSystem
+    u: Float[Tensor, "b d"],
+    state: Complex[Tensor, "b d n"],
+    system: DPLRSystem,
+    skip: Float[Tensor, " d"] | None = None,
 ) -> tuple[Float[Tensor, "b d"], Complex[Tensor, "b d n"]]:
-    """One position, O(b d n r): the output in the precision of the state, and the state after it."""
-    state = _turn(state, system) + system.bbar * u[..., None]
-    return 2 * (system.C[0] * state).real.sum(-1), state
+    """One position, O(b d n r): the output in the precision of the state, and the state after it; see modal_step."""
+    abar, left, right, bbar, C = system
+    return modal_step(u, state, abar, bbar, C[0], skip, left, right)
 
 
 def dplr_prefill(

@@ -19,6 +19,7 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.decayed_scores import decay_after, decay_before, decayed_scores
 from longreach.ops.linear_scan import linear_scan
+from longreach.ops.memory_step import memory_step
 
 CHUNK = 64
 """Positions of a chunk, a power of two."""
@@ -41,9 +42,8 @@ def gated_linear_attention(
     query, key, value, log_decay, bonus = _common(query, key, value, log_decay, bonus, state)
     outputs = []
     for q, k, v, g in zip(*(x.unbind(2) for x in (query, key, value, log_decay)), strict=True):
-        written = k[..., None] * v[..., None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q, state + bonus[..., None] * written))
-        state = g.exp()[..., None] * state + written
+        y, state = memory_step(q, k, v, state, g.exp(), None, None, bonus)
+        outputs.append(y)
     return torch.stack(outputs, dim=2), state
 
 

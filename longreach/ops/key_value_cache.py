@@ -124,7 +124,7 @@ def attend_to_parts(
     weights = scores.masked_fill(blind, 0.0).softmax(-1).to(query.dtype)
     split = weights.view(*grouped.shape[:3], -1).split([part.size for part in parts], dim=-1)
     values = [weight @ part.value for weight, part in zip(split, parts, strict=True)]
-    return torch.stack(values).sum(0).view(*query.shape[:3], -1)
+    return sum(values[1:], values[0]).view(*query.shape[:3], -1)
 
 
 def _block_sizes(length: int, window: int | None) -> list[int]:

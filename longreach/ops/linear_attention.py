@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.memory_step import memory_step
 
 CHUNK = 128
 """Positions that attend among themselves; the fastest on a CPU for 64 and for 256 features, values 64 wide."""
@@ -56,6 +57,9 @@ def _chunked(
             final = initial + key.mT @ value
             return query @ final, final
         length = query.shape[2]
+        if length == 1:
+            y, final = memory_step(query[:, :, 0], key[:, :, 0], value[:, :, 0], initial)
+            return y[:, :, None], final
         if length <= CHUNK:
             return (query @ key.mT).tril() @ value + query @ initial, initial + key.mT @ value
         missing = -length % CHUNK

@@ -14,6 +14,7 @@ Axes: b batch, d channels, n modes per channel, l length, o number of terms (1 f
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -24,21 +25,25 @@ from torch.utils.checkpoint import checkpoint
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.linear_scan import linear_scan
-from longreach.ops.modal import ModalSystem
+from longreach.ops.modal import ModalRecurrence, ModalSystem, modal_step
 
 CHUNK = 2**20
 """How many modes, over all rows and positions, are held at once: 8 MiB in complex64, of which a scan needs a few."""
 
 
 def liquid_step(
-    u: Float[Tensor, "b d"], modes: Complex[Tensor, "b o d n"], system: ModalSystem, *, full: bool
+    u: Float[Tensor, "b d"], modes: Complex[Tensor, "b o d n"], system: ModalRecurrence, *, full: bool
 ) -> tuple[Float[Tensor, "b d"], Complex[Tensor, "b o d n"]]:
     """One position of the full recurrence, or of its first o terms: the output and the modes after it, O(b o d n)."""
-    drive = (system.bbar * u[..., None])[:, None]
-    abar = system.abar
-    lower = torch.cat([torch.ones_like(modes[:, :1]), modes[:, :-1]], dim=1)
-    modes = (abar + drive if full else abar) * modes + drive * lower
-    return 2 * (system.C * modes.sum(1)).real.sum(-1), modes
+    abar, bbar, C = system
+    before = modes.unbind(1)
+    y, term = modal_step(u, before[0], abar + bbar * u[..., None] if full else abar, bbar, C)
+    after = [term]
+    for lower, term in pairwise(before):  # what moves a term is the one below it
+        z, term = modal_step(u, term, abar, bbar * lower, C)
+        y = y + z
+        after.append(term)
+    return y, torch.stack(after, dim=1)
 
 
 @op
@@ -55,10 +60,10 @@ def liquid_scan(
     Where `mask` is False there is no time: what `u` holds there does not matter, and the output there is undefined.
     """
     _check(u, modes, system, full)
-    outputs = []
+    outputs, recurrence = [], system.recurrence
     for t, u_t in enumerate(u.unbind(-1)):
         seen = torch.ones_like(u[:, 0, 0], dtype=torch.bool) if mask is None else mask[:, t]
-        y, after = liquid_step(u_t.masked_fill(~seen[:, None], 0), modes, system, full=full)
+        y, after = liquid_step(u_t.masked_fill(~seen[:, None], 0), modes, recurrence, full=full)
         modes = torch.where(seen[:, None, None, None], after, modes)
         outputs.append(y)
     return torch.stack(outputs, dim=-1), modes

@@ -15,10 +15,13 @@ Axes: b batch, d channels, n modes per channel, l length.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int, Num
 from torch import Tensor
 
+from longreach.ops.backend import op
 from longreach.ops.long_conv import long_conv
+from longreach.ops.native import refusal
+from longreach.ops.steps_native import DTYPES, PARTS, native_modal_step, recording
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
 
@@ -33,9 +36,22 @@ class ModalSystem(NamedTuple):
     C: Complex[Tensor, "d n"]
 
     @property
+    def recurrence(self) -> "ModalRecurrence":
+        """The system as steps need it, worth keeping where weights are constant (longreach.mixers.constant_weights)."""
+        return ModalRecurrence(self.abar, self.bbar, self.C)
+
+    @property
     def abar(self) -> Complex[Tensor, "#d n"]:
         """The exponential of log abar, from its parts: torch takes six times as long for a complex one on a CPU."""
         return torch.polar(self.log_abar.real.exp(), self.log_abar.imag)
+
+
+class ModalRecurrence(NamedTuple):
+    """A sampled system for modal_step."""
+
+    abar: Complex[Tensor, "#d n"]
+    bbar: Complex[Tensor, "#d n"]
+    C: Complex[Tensor, "d n"]
 
 
 def modal_kernel(system: ModalSystem, length: int) -> Float[Tensor, "d {length}"]:
@@ -43,12 +59,74 @@ def modal_kernel(system: ModalSystem, length: int) -> Float[Tensor, "d {length}"
     return vandermonde(system.C * system.bbar, system.log_abar, length)
 
 
+@op
 def modal_step(
-    u: Float[Tensor, "b d"], modes: Complex[Tensor, "b d n"], system: ModalSystem
-) -> tuple[Float[Tensor, "b d"], Complex[Tensor, "b d n"]]:
-    """One position, O(b d n): the output in the precision of the modes, and the modes after it."""
-    modes = system.abar * modes + system.bbar * u[..., None]
-    return 2 * (system.C * modes).real.sum(-1), modes
+    u: Float[Tensor, "b d"],
+    modes: Num[Tensor, "b d n"],
+    abar: Num[Tensor, "*#b #d n"],
+    bbar: Num[Tensor, "*#b #d n"],
+    C: Num[Tensor, "d n"],
+    skip: Float[Tensor, " d"] | None = None,
+    left: Num[Tensor, "r d n"] | None = None,
+    right: Num[Tensor, "r d n"] | None = None,
+) -> tuple[Float[Tensor, "b d"], Num[Tensor, "b d n"]]:
+    """One position, O(b d n): the output in the precision of the modes, and the modes after it.
+
+    `skip` is the direct path past the modes.  `left` and `right` come together: abar s - sum_r left_r 2 Re(right_r . s)
+    in place of abar s (longreach.ops.dplr).  abar and bbar may be different in every row of the batch.  Modes may be
+    real as well, all of them.
+    """
+    after = abar * modes + bbar * u[..., None]
+    if left is not None and right is not None:
+        seen = 2 * torch.einsum("rdn,bdn->brd", right, modes).real
+        after = after - torch.einsum("rdn,brd->bdn", left, seen.to(modes.dtype))
+    y = 2 * (C * after).real.sum(-1)
+    return (y if skip is None else y + skip * u), after
+
+
+def _native_refuses(
+    u: Tensor,
+    modes: Tensor,
+    abar: Tensor,
+    bbar: Tensor,
+    C: Tensor,
+    skip: Tensor | None = None,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> str | None:
+    dtype, real = modes.dtype, PARTS.get(modes.dtype, modes.dtype)
+    mixed = any(part is not None and part.dtype != dtype for part in (abar, bbar, C, left, right))
+    if mixed or u.dtype != real or (skip is not None and skip.dtype != real):
+        return f"needs tensors of the precision of the modes, {dtype}"
+    return refusal(modes.device, dtype, DTYPES)
+
+
+def _native_yields(
+    u: Tensor,
+    modes: Tensor,
+    abar: Tensor,
+    bbar: Tensor,
+    C: Tensor,
+    skip: Tensor | None = None,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> str | None:
+    return recording()
+
+
+@modal_step.backend("native", refuses=_native_refuses, yields=_native_yields)
+def _native(
+    u: Tensor,
+    modes: Tensor,
+    abar: Tensor,
+    bbar: Tensor,
+    C: Tensor,
+    skip: Tensor | None = None,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """In compiled code, without temporary tensors."""
+    return native_modal_step(u, modes, abar, bbar, C, skip, left, right)
 
 
 def modal_prefill(

@@ -95,6 +95,7 @@ def kernel(name: str, n_pointers: int, n_sizes: int, n_ints: int = 1) -> Callabl
     return function
 
 
+@functools.cache
 def dtype_name(dtype: torch.dtype) -> str:
     """How the kernels call a dtype: float32, complex64 and so on."""
     return str(dtype).removeprefix("torch.")

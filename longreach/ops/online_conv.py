@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from longreach.errors import InputError
+from longreach.ops.filter_step import filter_step
 from longreach.ops.long_conv import long_conv
 
 BASE = 64
@@ -65,11 +66,21 @@ def online_conv_step(
 ) -> tuple[Float[Tensor, "b d"], OnlineConvState]:
     """One position: y_t and the state after it.
 
-    Asks the kernel for at most BASE taps, and every BASE steps for as many as twice the size of the block that is
-    completed then.  Pure: `state` stays valid, and shares with the new one everything but the few recent inputs.
+    Asks the kernel for BASE taps, or all if there are fewer, and every BASE steps for as many as twice the size of the
+    block that is completed then.  Pure: `state` stays valid, and shares with the new one everything but the few recent
+    inputs.
     """
-    y, state = online_conv_prefill(x[..., None], state, kernel, kernel_length)
-    return y[..., 0], state
+    recent, blocks = state.recent, state.blocks
+    _check(x, state, kernel_length)
+    added, since = [], recent.shape[-1]
+    for block in reversed(blocks):  # their tiles all cover the present: BASE steps after each merger there is the next
+        added.append(block.tile[..., since])
+        since += block.tile.shape[-1]
+    taps = kernel(min(BASE, kernel_length))
+    y, recent = filter_step(x.to(recent.dtype), recent, taps, recent.shape[-1] + 1, added=added)
+    if recent.shape[-1] < BASE:
+        return y.to(x.dtype), OnlineConvState(blocks, recent)
+    return y.to(x.dtype), _after(blocks, _reach(blocks), recent, kernel, kernel_length)
 
 
 def online_conv_prefill(
@@ -80,11 +91,7 @@ def online_conv_prefill(
     `kernel(n)` gives the first n taps, in the dtype of the state, for n up to `kernel_length`, the number of taps there
     are.  It must be the same filter in every call that continues from a state.
     """
-    if kernel_length < 1 or x.shape[:2] != state.recent.shape[:2] or x.shape[-1] == 0:
-        raise InputError(
-            f"online_conv: x is {tuple(x.shape)} and must not be empty, the state is for (batch, channels) "
-            f"{tuple(state.recent.shape[:2])}, and kernel_length={kernel_length} must be at least 1"
-        )
+    _check(x, state, kernel_length)
     length, recent = x.shape[-1], torch.cat([state.recent, x.to(state.recent.dtype)], dim=-1)
     reach = _reach(state.blocks)
     covering = sum(end >= recent.shape[-1] for end in reach)  # these tiles contain all that their blocks contribute
@@ -116,6 +123,14 @@ def refuse_late_padding(mask: Bool[Tensor, "b l"], past: Sequence[Float[Tensor, 
         )
 
 
+def _check(x: Tensor, state: OnlineConvState, kernel_length: int) -> None:
+    if kernel_length < 1 or x.shape[:2] != state.recent.shape[:2] or x.shape[-1] == 0:
+        raise InputError(
+            f"online_conv: x is {tuple(x.shape)} and must not be empty, the state is for (batch, channels) "
+            f"{tuple(state.recent.shape[:2])}, and kernel_length={kernel_length} must be at least 1"
+        )
+
+
 def _reach(blocks: tuple[Block, ...]) -> list[int]:
     """How far beyond the end of the last block the tile of each block reaches; never farther than the one before."""
     reach, after = [], 0
@@ -131,8 +146,6 @@ def _inputs(blocks: tuple[Block, ...], recent: Tensor) -> Tensor:
 
 def _last_outputs(x: Tensor, taps: Tensor, count: int) -> Tensor:
     """The last `count` outputs of the causal convolution of `x`."""
-    if count == 1:
-        return (x[..., x.shape[-1] - taps.shape[-1] :] * taps.flip(-1)).sum(-1, keepdim=True)
     return long_conv(x, taps)[..., x.shape[-1] - count :]
 
 

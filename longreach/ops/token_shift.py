@@ -27,6 +27,8 @@ def token_shift(
             f"token_shift: x {tuple(x.shape)} must be (batch, length >= 1, channels) and last {tuple(last.shape)} "
             "must be (batch, channels)"
         )
+    if mask is None and x.shape[1] == 1:
+        return last[:, None].to(x.dtype), x[:, 0].to(last.dtype, copy=True)
     joined = torch.cat([last[:, None].to(x.dtype), x], dim=1)
     if mask is None:
         return joined[:, :-1], x[:, -1].to(last.dtype, copy=True)  # not a view, which would keep all positions

@@ -54,7 +54,7 @@ def modal_window_step(
     u: Float[Tensor, "b d"], modes: Complex[Tensor, "b d n"], window: Float[Tensor, "b d w"], system: ModalSystem
 ) -> tuple[Float[Tensor, "b d"], Complex[Tensor, "b d n"], Float[Tensor, "b d w"]]:
     """One position of a system that is cut after w taps, O(b d (n + w))."""
-    y, modes = modal_step(u, modes, system)
+    y, modes = modal_step(u, modes, *system.recurrence)
     leaving = (system.log_abar * window.shape[-1]).exp() * system.bbar * window[..., :1]
     y = y - 2 * (system.C * leaving).real.sum(-1)
     return y, modes - leaving, torch.cat([window[..., 1:], u[..., None].to(window.dtype)], dim=-1)

@@ -46,14 +46,33 @@ def wkv(
     outputs = []
     for t in range(key.shape[1]):
         k, v = key[:, t], value[:, t]
-        outputs.append(_average(state, bonus + k, v))
-        exponent = torch.maximum(state.exponent + log_decay, k).detach()
-        decay, weight = torch.exp(state.exponent + log_decay - exponent), torch.exp(k - exponent)
-        after = WKVState(decay * state.numerator + weight * v, decay * state.denominator + weight, exponent)
+        y, after = _step(log_decay, bonus, k, v, state)
+        outputs.append(y)
         if mask is not None:
             after = WKVState(*(torch.where(mask[:, t, None], a, b) for a, b in zip(after, state, strict=True)))
         state = after
     return torch.stack(outputs, dim=1), state
+
+
+def wkv_step(
+    log_decay: Float[Tensor, " c"],
+    bonus: Float[Tensor, " c"],
+    key: Float[Tensor, "b c"],
+    value: Float[Tensor, "b c"],
+    state: WKVState,
+) -> tuple[Float[Tensor, "b c"], WKVState]:
+    """One position, O(b c): the average in the dtype of the state, and the state after it."""
+    dtype = state.numerator.dtype
+    return _step(log_decay.to(dtype), bonus.to(dtype), key.to(dtype), value.to(dtype), state)
+
+
+def _step(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+    faded = state.exponent + log_decay
+    exponent = torch.maximum(faded, key).detach()
+    decay, weight = torch.exp(faded - exponent), torch.exp(key - exponent)
+    numerator = torch.addcmul(weight * value, decay, state.numerator)
+    after = WKVState(numerator, torch.addcmul(weight, decay, state.denominator), exponent)
+    return _average(state, bonus + key, value), after
 
 
 def _scan_yields(
@@ -114,7 +133,7 @@ def _average(past: WKVState, present: Tensor, value: Tensor) -> Tensor:
     """The sums of the past joined with the value of the present, which has the log weight `present`."""
     largest = torch.maximum(past.exponent, present).detach()
     old, new = torch.exp(past.exponent - largest), torch.exp(present - largest)
-    return (old * past.numerator + new * value) / (old * past.denominator + new)
+    return torch.addcmul(new * value, old, past.numerator) / torch.addcmul(new, old, past.denominator)
 
 
 def _common(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, ...]:

@@ -61,7 +61,7 @@ def state_space(config: dict[str, Any]) -> Published:
         system = ModalSystem(*(part[:1] for part in mixer.system()))
         modes, outputs = torch.zeros(1, 1, config["N"], dtype=torch.complex128), []
         for u_t in u:
-            y, modes = modal_step(u_t[None, None], modes, system)
+            y, modes = modal_step(u_t[None, None], modes, *system.recurrence)
             outputs.append(y[0, 0] + mixer.D[0] * u_t)
         return {
             "output": convolve(u[None, None], kernel, mixer.D[:1])[0, 0],
