@@ -321,22 +321,28 @@ Problem<T> make_problem(const void* const* inputs, const int64_t* sizes) {
 template <class T>
 void convolve(const void* const* inputs, const int64_t* sizes, void* y, int threads) {
     const Problem<T> problem = make_problem<T>(inputs, sizes);
-    const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
+    Attempts attempt;
+    attempt([&] {
+        const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t channel = 0; channel < problem.channels; channel++)
-        convolve_channel(plan, problem, channel, static_cast<T*>(y));
+        for (int64_t channel = 0; channel < problem.channels; channel++)
+            attempt([&] { convolve_channel(plan, problem, channel, static_cast<T*>(y)); });
+    });
 }
 
 template <class T>
 void adjoint(const void* const* inputs, const int64_t* sizes, const void* grad, void* const* outputs, int threads) {
     const Problem<T> problem = make_problem<T>(inputs, sizes);
-    const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
     const auto pointer = [=](int i) { return static_cast<T*>(outputs[i]); };
     const Gradients<T> gradients = {pointer(0), pointer(1), pointer(2), pointer(3), pointer(4), pointer(5)};
     const Signal<const T> signal = {static_cast<const T*>(grad), sizes[12], sizes[13]};
+    Attempts attempt;
+    attempt([&] {
+        const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t channel = 0; channel < problem.channels; channel++)
-        adjoint_channel(plan, problem, gradients, signal, channel);
+        for (int64_t channel = 0; channel < problem.channels; channel++)
+            attempt([&] { adjoint_channel(plan, problem, gradients, signal, channel); });
+    });
 }
 
 }  // namespace

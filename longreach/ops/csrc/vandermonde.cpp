@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -37,8 +37,8 @@ struct Sizes {
 // The tables of a channel: real and imaginary parts of z^s, (mode, s), and z^{qT} in double precision, (mode, q).
 template <class T>
 struct Tables {
-    std::vector<T> re, im;
-    std::vector<Complex> coarse;
+    Array<T> re, im;
+    Array<Complex> coarse;
 
     void make(const T* log_ratio, int64_t modes, const Sizes<T>& sizes) {
         constexpr int LANES = 8;
@@ -103,14 +103,17 @@ template <class T>
 void sums(const T* coefficient, const T* log_ratio, T* y, int64_t batch, int64_t channels, int64_t modes, int64_t length,
           int threads) {
     const Sizes<T> sizes(length);
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Tables<T> tables;
-        std::vector<T> weight(2 * modes * sizes.coarse);
+        Array<T> weight;
+        attempt([&] { weight.resize(2 * modes * sizes.coarse); });
         T *re = weight.data(), *im = re + modes * sizes.coarse;
 #pragma omp for schedule(static)
         for (int64_t d = 0; d < channels; d++) {
-            tables.make(log_ratio + 2 * d * modes, modes, sizes);
+            attempt([&] { tables.make(log_ratio + 2 * d * modes, modes, sizes); });
+            if (attempt.failed()) continue;
             for (int64_t b = 0; b < batch; b++) {
                 const T* c = coefficient + 2 * (b * channels + d) * modes;
                 for (int64_t n = 0; n < modes; n++)
@@ -163,13 +166,16 @@ template <class T>
 void moments(const T* u, const T* log_ratio, T* moment, T* derivative, int64_t batch, int64_t channels, int64_t modes,
              int64_t length, bool reverse, int threads) {
     const Sizes<T> sizes(length);
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Tables<T> tables;
-        std::vector<T> padded(sizes.coarse * sizes.fine);
+        Array<T> padded;
+        attempt([&] { padded.resize(sizes.coarse * sizes.fine); });
 #pragma omp for schedule(static)
         for (int64_t d = 0; d < channels; d++) {
-            tables.make(log_ratio + 2 * d * modes, modes, sizes);
+            attempt([&] { tables.make(log_ratio + 2 * d * modes, modes, sizes); });
+            if (attempt.failed()) continue;
             for (int64_t b = 0; b < batch; b++) {
                 const T* row = u + (b * channels + d) * length;
                 if (reverse) std::reverse_copy(row, row + length, padded.begin());
