@@ -90,6 +90,8 @@ struct Problem {
     Signal<const T> u, before, after;
     int64_t batch, channels, length, taps, reverse_taps, lag;
 
+    int64_t signal_bytes() const { return batch * channels * length * int64_t(sizeof(T)); }
+
     // The row that is likely to come after this one, null if there is none or it is too long to be asked for early.
     const T* next(Signal<const T> signal, int64_t b, int64_t channel) const {
         if (length * int64_t(sizeof(T)) > EXPECTED) return nullptr;
@@ -321,6 +323,7 @@ Problem<T> make_problem(const void* const* inputs, const int64_t* sizes) {
 template <class T>
 void convolve(const void* const* inputs, const int64_t* sizes, void* y, int threads) {
     const Problem<T> problem = make_problem<T>(inputs, sizes);
+    prefer_large_pages(y, problem.signal_bytes());
     Attempts attempt;
     attempt([&] {
         const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
@@ -336,6 +339,7 @@ void adjoint(const void* const* inputs, const int64_t* sizes, const void* grad, 
     const auto pointer = [=](int i) { return static_cast<T*>(outputs[i]); };
     const Gradients<T> gradients = {pointer(0), pointer(1), pointer(2), pointer(3), pointer(4), pointer(5)};
     const Signal<const T> signal = {static_cast<const T*>(grad), sizes[12], sizes[13]};
+    for (T* result : {gradients.u, gradients.before, gradients.after}) prefer_large_pages(result, problem.signal_bytes());
     Attempts attempt;
     attempt([&] {
         const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));

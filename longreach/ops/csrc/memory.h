@@ -15,10 +15,16 @@
 
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <vector>
+
+constexpr int FEWEST_LARGE_PAGES = 4;  // below, memory is used again more often than it comes from the system
 
 struct OutOfMemory {
     int64_t bytes;
@@ -43,6 +49,20 @@ struct Allocator {
 // Cleared, at an address that suits vectors.
 template <class T>
 using Array = std::vector<T, Allocator<T>>;
+
+// Asks the system for large pages where a result lies that will be written from end to end.  Memory of this size comes
+// fresh from the system, and to get it 4 KiB at a time takes as long as the arithmetic.
+inline void prefer_large_pages(const void* result, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t PAGE = uintptr_t(2) << 20;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(result), end = begin + uintptr_t(bytes);
+    const uintptr_t first = (begin + PAGE - 1) / PAGE * PAGE, last = end / PAGE * PAGE;
+    if (result && last > first + FEWEST_LARGE_PAGES * PAGE)
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)result, (void)bytes;
+#endif
+}
 
 // Notes for the calling thread what could not be had.
 void report_missing_memory(int64_t bytes);
