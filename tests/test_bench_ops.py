@@ -138,6 +138,7 @@ def test_a_table_and_files(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_max=0")  # which glibc reads when a process starts
     out = tmp_path / "new" / "ops"
     command = [
         "bench",
@@ -155,7 +156,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     written = json.loads(out.with_suffix(".json").read_text())
     assert {cost["threads"] for cost in written["costs"]} == {1}
     assert written["options"]["elements"] == 20000
+    assert written["allocator"] == "glibc.malloc.mmap_max=0"
     assert out.with_suffix(".png").exists()
-    assert "16,384 tokens" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "16,384 tokens" in told
+    assert "allocator: glibc.malloc.mmap_max=0" in told
     assert run(["bench", "ops", "--operators", "wk"]) == 2
     assert run(["bench", "opps"]) == 2

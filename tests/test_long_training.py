@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from training_toys import assert_same_run, metrics, small_run
 
 from longreach.errors import InputError
-from longreach.mixers import S4D, Attention, Hyena, S4DOptions, implicit_filter, map_state
+from longreach.mixers import S4D, Attention, Hyena, S4DOptions, hyena, implicit_filter, map_state
 from longreach.mixers.implicit_filter import FilterOptions, ImplicitFilter
 from longreach.models import GLU, MLP, Backbone, LanguageModel, backbone
+from longreach.ops import long_conv
 from longreach.ops.piecewise import piecewise
 from longreach.tasks import Batch, Corpus, MaskedCorpus
 from longreach.tasks.corpora import Reading
@@ -105,6 +106,45 @@ def test_pieces_keep_autocast_for_the_gradient() -> None:
     assert [dtype for _, dtype in module.seen] == [torch.bfloat16] * 4
     assert module.linear.weight.grad is not None
     assert module.linear.weight.grad.dtype == torch.float32
+
+
+def test_pieces_add_up_the_gradients_of_what_all_of_them_need() -> None:
+    """Twice over too; what needs no gradient gets none."""
+    rows, x = torch.randn(5, 7, dtype=torch.float64), torch.randn(2, 6, 7, dtype=torch.float64)
+    shift = torch.randn(6, 1, dtype=torch.float64)
+    module = Watched(7).double()
+    rows.requires_grad_()
+    x.requires_grad_()
+
+    def function(rows: Tensor, x: Tensor, shift: Tensor) -> Tensor:
+        return (module(x) + shift) @ rows.mT
+
+    ours = piecewise(function, [rows], list(module.parameters()), 2, cut=0, join=2, whole=[2 * x, shift])
+    assert len(module.seen) == 3
+    theirs = function(rows, 2 * x, shift)
+    laws.equal(ours, theirs)
+    assert_equal(gradients(module, ours, rows, x), gradients(module, theirs, rows, x))
+    ours = piecewise(function, [rows], list(module.parameters()), 2, cut=0, join=2, whole=[2 * x, shift])
+    both = (torch.autograd.grad((y**2).sum(), x, create_graph=True)[0] for y in (ours, function(rows, 2 * x, shift)))
+    assert_equal(*(gradients(module, found, rows, x) for found in both))
+
+
+@pytest.mark.parametrize("options", [{"order": 3, "stage_scale": True}, {"filter": FilterOptions(skip=False)}])
+def test_hyena_mixes_long_sequences_in_parts_of_its_channels(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = Hyena(10, max_length=11, **options).double()
+    x = torch.randn(2, 11, 10, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(11).expand(2, 11) >= torch.tensor([[0], [3]])
+    expected = mixer(x, mask)
+    widths = []
+    monkeypatch.setattr(
+        hyena, "long_conv", lambda v, *rest, **named: widths.append(v.shape[1]) or long_conv(v, *rest, **named)
+    )
+    monkeypatch.setattr(hyena, "WHOLE", 10)
+    monkeypatch.setattr(hyena, "PIECES", 3)
+    y = mixer(x, mask)
+    assert widths == [width for width in (3, 3, 3, 1) for _ in range(mixer.order - 1)]
+    laws.equal(y, expected)
+    assert_equal(gradients(mixer, y, x), gradients(mixer, expected, x))
 
 
 def test_pieces_have_second_derivatives() -> None:

@@ -260,6 +260,60 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
             assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 
+SHORTAGE = """
+import resource, sys, torch
+from pathlib import Path
+from longreach.ops import cauchy, long_conv, vandermonde, vandermonde_adjoint
+from native_calls import built_for
+
+def long():
+    return long_conv(torch.ones(1, 2, 1 << 22), torch.ones(2, 8))
+
+def long_gradient():
+    u = torch.ones(1, 1, 1 << 22, requires_grad=True)
+    return torch.autograd.grad(long_conv(u, torch.ones(1, 8)).sum(), u)[0]
+
+def pairs(value, *shape):
+    return torch.full(shape, value, dtype=torch.complex64)
+
+def exponentials():
+    return vandermonde(pairs(1, 1, 1 << 20), pairs(-1, 1, 1 << 20), 8)
+
+def moments():
+    return vandermonde_adjoint(torch.ones(1, 1, 8), pairs(-1, 1, 1 << 20))
+
+def poles():
+    return cauchy(pairs(1, 1, 1, 1 << 22), pairs(1j, 8), pairs(-1, 1, 1 << 22))
+
+def address_space():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+
+torch.set_num_threads(2)
+tiny = torch.ones(1, 1, 8)
+long_conv(tiny.expand(1, 4, 8).contiguous(), torch.ones(4, 8))  # starts the threads
+with built_for(sys.argv[1]):
+    for work in (long, long_gradient, exponentials, moments, poles):
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + (100 << 20), -1))
+        try:
+            work()
+            print(work.__name__, "had enough memory")
+        except MemoryError as error:
+            assert "bytes of workspace" in str(error), error
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        assert work().isfinite().all(), work.__name__
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="sanitizers need more address space than a limit leaves")
+@pytest.mark.parametrize("build", BUILDS[:1])
+def test_memory_that_is_not_there_is_an_error_and_not_the_end(build: str) -> None:
+    """Of a thread or of several; afterwards the same call succeeds."""
+    command = [sys.executable, "-c", SHORTAGE, build]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert (found.returncode, found.stdout) == (0, ""), found.stdout + found.stderr
+
+
 GROWTH = """
 import sys, torch
 from pathlib import Path

@@ -24,8 +24,9 @@ TAPS = (1, 2, 4, 5, 8, 9, 13, 31, 64, 200)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 4, so that a hundred positions go through many merges."""
+    """Blocks of 4 and pieces of 16, so that a hundred positions go through many merges."""
     monkeypatch.setattr(online_conv, "BASE", 4)
+    monkeypatch.setattr(online_conv, "PIECE", 16)
 
 
 def problem(taps: int, length: int) -> tuple[Tensor, Tensor]:
@@ -113,12 +114,29 @@ def test_a_step_shares_what_does_not_change() -> None:
     """Between two states all large tensors are the same objects: a step copies O(BASE), not the past."""
     kernel, x = problem(200, 101)
     _, state = feed(x[..., :100], kernel, [100])
-    assert [block.tile.shape[-1] for block in state.blocks] == [64, 32, 4]
+    assert [block.size for block in state.blocks] == [64, 32, 4]
     _, after = online_conv_step(x[..., 100], state, lambda n: kernel[:, :n], 200)
     assert all(new is old for new, old in zip(after.blocks, state.blocks, strict=True))
     _, merged = online_conv_prefill(x[..., :4], state, lambda n: kernel[:, :n], 200)
-    assert [block.tile.shape[-1] for block in merged.blocks] == [64, 32, 8]
+    assert [block.size for block in merged.blocks] == [64, 32, 8]
     assert all(new is old for new, old in zip(merged.blocks[:2], state.blocks, strict=False))
+
+
+def test_what_has_passed_is_not_kept_and_inputs_are_not_copied() -> None:
+    """Just before all blocks merge their tiles are short, and the merged block holds the pieces that they held."""
+    kernel, x = problem(200, 128)
+    _, state = feed(x[..., :124], kernel, [1] * 124)
+    assert [block.size for block in state.blocks] == [64, 32, 16, 8, 4]
+    assert [block.tile.shape[-1] for block in state.blocks] == [4, 4, 4, 4, 4]
+    _, merged = feed(x[..., 124:], kernel, [4], state)
+    (block,) = merged.blocks
+    assert (block.size, block.tile.shape[-1], len(block.inputs)) == (128, 128, 8)
+    before = [piece for block in state.blocks[:3] for piece in block.inputs]
+    assert all(new is old for new, old in zip(block.inputs, before, strict=False))
+    for length in range(4, 124, 4):
+        _, state = feed(x[..., :length], kernel, [length])
+        assert sum(leaf.shape[-1] for leaf in leaves(state)) <= 3 * length
+        assert all(leaf.untyped_storage().nbytes() == leaf.numel() * leaf.itemsize for leaf in leaves(state))
 
 
 @pytest.mark.parametrize("taps", [1, 4, 5, 9, 33])

@@ -161,6 +161,20 @@ def test_value_and_gradient(op: str, backend: str, case: str, length: int) -> No
     assert_same(op, backend, CASES[op][case](length))
 
 
+@pytest.mark.parametrize("backend", OPS["long_conv"].backends)
+@pytest.mark.parametrize("case", ["causal", "gates and skip", "two-sided, uneven"])
+@pytest.mark.parametrize("length", [3, 2000])
+def test_an_empty_batch_convolves_to_an_empty_batch(backend: str, case: str, length: int) -> None:
+    """And its filters have gradients, which are zero, however often one differentiates."""
+    arguments = mapped(CASES["long_conv"][case](length), lambda x: (x[:0] if x.ndim > 2 else x).requires_grad_())
+    y = run("long_conv", backend, arguments)
+    assert y.shape == (0, 3, length)
+    first = torch.autograd.grad(y.sum(), tensors(arguments), create_graph=True)
+    second = torch.autograd.grad(sum(x.sum() for x in first), tensors(arguments), allow_unused=True)
+    for given, *grads in zip(tensors(arguments), first, second, strict=True):
+        assert all(grad is None or (grad.shape == given.shape and not grad.any()) for grad in grads)
+
+
 @pytest.mark.parametrize(("op", "backend", "case"), BACKENDS)
 def test_first_and_second_derivatives(op: str, backend: str, case: str) -> None:
     positional, named = mapped(CASES[op][case](5), lambda x: x.requires_grad_())

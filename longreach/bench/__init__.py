@@ -4,7 +4,7 @@ from longreach.bench.crossings import Crossing, crossings
 from longreach.bench.mixer_costs import CostOptions, MixerCost, measure_mixers, mixer_names
 from longreach.bench.operator_cases import OperatorCase, on_torch, operator_cases
 from longreach.bench.operator_costs import OperatorCost, OperatorOptions, measure_operators, select_cases
-from longreach.bench.operator_report import operator_table, write_json, write_operator_plot
+from longreach.bench.operator_report import allocator, operator_table, write_json, write_operator_plot
 from longreach.bench.report import cost_tables, write_csv, write_plot
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "OperatorCase",
     "OperatorCost",
     "OperatorOptions",
+    "allocator",
     "cost_tables",
     "crossings",
     "measure_mixers",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,6 +21,11 @@ WORSE = 4.0
 """An error so many times the baseline's is pointed out."""
 
 
+def allocator() -> str:
+    """How memory was allocated while measuring: what the environment tells glibc, which both sides then use."""
+    return os.environ.get("GLIBC_TUNABLES") or "not tuned"
+
+
 def operator_table(costs: Sequence[OperatorCost]) -> RenderableType:
     """A row for each measurement: nanoseconds a number, and ratios with the quartiles of the rounds."""
     table = Table(title="nanoseconds a number (microseconds a step), and how many times as long the baseline takes")
@@ -32,7 +38,7 @@ def operator_table(costs: Sequence[OperatorCost]) -> RenderableType:
             cost.operator, cost.case, cost.baseline, f"{cost.length:,}", str(cost.threads),
             *_cells(cost, cost.forward), *_cells(cost, cost.training), *(_mebibytes(size) for size in cost.bytes),
         )  # fmt: skip
-    return Group(table, *(Text(note) for note in _notes(costs)))
+    return Group(table, *(Text(note) for note in (*_notes(costs), f"allocator: {allocator()}")))
 
 
 def _unit(cost: OperatorCost) -> float:

@@ -83,7 +83,7 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
         return []
     table, plot = _paths(parsed.out, "json", "png")
     found = machine()
-    bench.write_json(table, costs, {"options": vars(options), "machine": found})
+    bench.write_json(table, costs, {"options": vars(options), "machine": found, "allocator": bench.allocator()})
     bench.write_operator_plot(plot, costs, f"{found['processor']}, torch {torch.__version__}")
     return [table, plot]
 

@@ -38,7 +38,12 @@ from longreach.ops.online_conv import (
     online_conv_step,
     refuse_late_padding,
 )
+from longreach.ops.piecewise import piecewise
 from longreach.ops.short_conv import short_conv_tail
+
+WHOLE, PIECES = 2**17, 16
+"""Longer sequences are mixed so many parts of the channels one after the other, and again for the gradient: what lies
+between the input of a Hyena and its output is many times as large as they are."""
 
 Activation = Literal["identity", "gelu", "relu", "elu", "silu", "tanh", "sigmoid", "squared_relu"]
 
@@ -106,14 +111,25 @@ class Hyena(SequenceMixer[HyenaState]):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """Mix the whole sequence, O(order l d (log l + d))."""
-        self.filter.refuse_longer(x.shape[1], "Hyena")
-        kernels, skips = self._kernels(x.shape[1]), self._skips()
+        length = x.shape[1]
+        self.filter.refuse_longer(length, "Hyena")
+        maps = self.projections.weight, self.projections.bias, self.short_weight, self.short_bias
+        by_channel = [parameter.unflatten(0, (self.order + 1, -1)) for parameter in maps]
+        by_channel += [x for x in (self._kernels(length), self._skips()) if x is not None]
 
-        def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
-            return long_conv(v, kernels[stage], skip=skips[stage], gate_before=before, gate_after=after)
+        def mix(weight: Tensor, bias: Tensor, taps: Tensor, offset: Tensor, kernels: Tensor, *rest: Tensor) -> Tensor:
+            """Some channels, from their projections on to their last gate."""
+            *skips, x = rest
 
-        projected = project(x, self.projections, mask)
-        return self._finish(self._alternate(self._shorten(projected, mask, None), convolve))
+            def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
+                skip = skips[0][stage] if skips else None
+                return long_conv(v, kernels[stage], skip=skip, gate_before=before, gate_after=after)
+
+            projected = project(x, weight.flatten(0, 1), bias.flatten(), mask)
+            return self._alternate(shorten(projected, taps.flatten(0, 1), offset.flatten(), mask, None), convolve)
+
+        at_once = self.d_model if length <= WHOLE or self.outer_mixing else max(1, self.d_model // PIECES)
+        return self._output(piecewise(mix, by_channel, [], at_once, whole=[x]))
 
     def init_state(self, batch_size: int) -> HyenaState:
         """Nothing has been read."""
@@ -133,8 +149,8 @@ class Hyena(SequenceMixer[HyenaState]):
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             v = before * v
             y, stages[stage] = online_conv_step(v, stages[stage], partial(taps, stage), self.filter.length)
-            if (skip := skips[stage]) is not None:
-                y = torch.addcmul(y, skip, v)
+            if skips is not None:
+                y = torch.addcmul(y, skips[stage], v)
             return y if after is None else after * y
 
         y = self._alternate(branches.to(x.dtype), convolve)
@@ -153,12 +169,13 @@ class Hyena(SequenceMixer[HyenaState]):
         def convolve(stage: int, v: Tensor, before: Tensor, after: Tensor | None) -> Tensor:
             v = before * v
             y, stages[stage] = online_conv_prefill(v, stages[stage], partial(taps, stage), self.filter.length)
-            if (skip := skips[stage]) is not None:
-                y = y + skip[:, None] * v
+            if skips is not None:
+                y = y + skips[stage][:, None] * v
             return y if after is None else after * y
 
-        projected = project(x, self.projections, mask)
-        y = self._finish(self._alternate(self._shorten(projected, mask, state.tail), convolve))
+        projected = project(x, self.projections.weight, self.projections.bias, mask)
+        branches = shorten(projected, self.short_weight, self.short_bias, mask, state.tail)
+        y = self._output(self._alternate(branches, convolve))
         tail = short_conv_tail(projected, state.tail, self.short_width)
         return y, HyenaState(tail, tuple(stages))
 
@@ -184,19 +201,11 @@ class Hyena(SequenceMixer[HyenaState]):
         """The taps of the short convolution, backwards in time."""
         return self.short_weight.flip(-1)
 
-    def _skips(self) -> list[Tensor | None]:
+    def _skips(self) -> Float[Tensor, "o d"] | None:
         """The direct path past every long convolution, with its factor."""
-        if self.skip is None:
-            return [None] * (self.order - 1)
-        skip = self.skip if self.stage_scale is None else self.stage_scale[:, None] * self.skip
-        return list(skip.unbind())
+        return self.skip if self.skip is None or self.stage_scale is None else self.stage_scale[:, None] * self.skip
 
-    def _shorten(
-        self, projected: Float[Tensor, "b c l"], mask: Bool[Tensor, "b l"] | None, tail: Float[Tensor, "b c _"] | None
-    ) -> Float[Tensor, "b c l"]:
-        return shorten(projected, self.short_weight, self.short_bias, mask, tail)
-
-    def _alternate(self, branches: Float[Tensor, "b c *l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b d *l"]:
+    def _alternate(self, branches: Float[Tensor, "b c *l"], convolve: Callable[..., Tensor]) -> Float[Tensor, "b _ *l"]:
         """Gates and long convolutions in turn."""
         *gates, v = branches.chunk(self.order + 1, dim=1)
         for stage in range(self.order - 1):
@@ -207,5 +216,5 @@ class Hyena(SequenceMixer[HyenaState]):
             v = convolve(stage, self.dropout(v), before, after)
         return ACTIVATIONS[self.activation](v)
 
-    def _finish(self, y: Float[Tensor, "b d l"]) -> Float[Tensor, "b l d"]:
+    def _output(self, y: Float[Tensor, "b d l"]) -> Float[Tensor, "b l d"]:
         return linear_from_channels(y, self.out.weight, self.out.bias)

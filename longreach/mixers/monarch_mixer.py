@@ -104,7 +104,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
             future = None if self.causal else filter.future(u.shape[-1])[0]
             return long_conv(u, past, reverse_kernel=future, skip=skip, gate_before=before, gate_after=after)
 
-        x_1, x_2, v = self._branches(project(x, self.projections, mask), mask, None)
+        x_1, x_2, v = self._branches(project(x, self.projections.weight, self.projections.bias, mask), mask, None)
         y = convolve(self.dropout(v), self.filter, self.skip, x_1, x_2)
         if self.residual_filter is not None:
             y = y + convolve(_silent(x, mask).mT, self.residual_filter, self.residual_skip)
@@ -135,7 +135,7 @@ class MonarchMixer(SequenceMixer[MonarchMixerState]):
         self.filter.refuse_longer(sum(block.shape[-1] for block in past) + x.shape[1], "MonarchMixer")
         if mask is not None:
             refuse_late_padding(mask, [state.tail, *past])
-        projected, stages = project(x, self.projections, mask), []
+        projected, stages = project(x, self.projections.weight, self.projections.bias, mask), []
 
         def convolve(u: Tensor, filter: ImplicitFilter, skip: Tensor | None) -> Tensor:
             y, after = online_conv_prefill(u, state.stages[len(stages)], lambda count: filter(count)[0], filter.length)

@@ -23,9 +23,14 @@ def short_weights(channels: int, width: int) -> tuple[nn.Parameter, nn.Parameter
     )
 
 
-def project(x: Float[Tensor, "b l d"], linear: nn.Linear, mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b c l"]:
+def project(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, "c d"],
+    bias: Float[Tensor, " c"] | None,
+    mask: Bool[Tensor, "b l"] | None,
+) -> Float[Tensor, "b c l"]:
     """The linear map at every position, zero at padding; O(b l d c)."""
-    projected = linear_to_channels(x, linear.weight, linear.bias)
+    projected = linear_to_channels(x, weight, bias)
     return projected if mask is None else projected.masked_fill(~mask[:, None], 0.0)
 
 

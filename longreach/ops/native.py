@@ -87,12 +87,26 @@ def address(x: Shaped[Tensor, "..."] | None) -> ctypes.c_void_p:
 
 @functools.cache
 def kernel(name: str, n_pointers: int, n_sizes: int, n_ints: int = 1) -> Callable[..., None]:
-    """The function `longreach_<name>` of the library: pointers first, then 64-bit sizes, then ints, threads last."""
+    """The function `longreach_<name>` of the library: pointers first, then 64-bit sizes, then ints, threads last.
+
+    It raises MemoryError, naming the size, where it cannot get its workspace.
+    """
     assert _LIBRARY is not None, MISSING
     function = getattr(_LIBRARY, f"longreach_{name}")
     function.argtypes = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_sizes + [ctypes.c_int] * n_ints
     function.restype = None
-    return function
+    missing = _LIBRARY.longreach_missing_memory
+    missing.restype = ctypes.c_int64
+
+    def run(*arguments: object) -> None:
+        function(*arguments)
+        if size := missing():
+            raise MemoryError(
+                f"{name}: {size:,} bytes of workspace could not be allocated beside the arguments and results; free "
+                "memory, use fewer threads (torch.set_num_threads), or take fewer positions at a time"
+            )
+
+    return run
 
 
 @functools.cache

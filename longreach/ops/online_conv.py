@@ -7,13 +7,17 @@ largest first.  A block of u inputs that ends before position s carries a *tile*
 outputs s .. s+u-1.  By then it has been merged with the blocks after it into a larger one, so the tiles of all blocks
 together always cover the present, and the convolution of a step is one number from each tile plus a direct sum over the
 few inputs that fill no block yet.  Merging costs one FFT; everything else is shared between the old and the new state.
+Of a tile only what is still to come is kept, rounded up to half of it, a quarter and so on; and inputs are never copied
+again once they fill a piece.  So a state of t positions holds t inputs and fewer than 2 t numbers of tiles, and in the
+step that merges everything into one block, where the old state exists beside the new one, inputs exist once.
 A block as long as the filter has no influence beyond its tile; it is dropped when its tile ends, so that the state of a
 filter of k taps never holds more than O(k) inputs, however long the stream is.
 
 This is the relaxed multiplication of van der Hoeven (https://doi.org/10.1016/S0747-7171(02)00107-1), used to generate
 in Flash Inference (https://arxiv.org/abs/2410.12982) and FutureFill (https://arxiv.org/abs/2410.03766).
 
-Axes: b batch, d channels (each with its own filter), l length of a chunk, u size of a block, r < BASE, n taps.
+Axes: b batch, d channels (each with its own filter), l length of a chunk, u size of a block, p of a piece of it, w of
+what is left of its tile, r < BASE, n taps.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,15 +35,23 @@ from longreach.ops.long_conv import long_conv
 BASE = 64
 """The size of the smallest block: below it, summing directly is as fast as keeping books."""
 
+PIECE = BASE << 10
+"""Larger blocks hold their inputs in pieces of this size, which merging does not copy."""
+
 Kernel = Callable[[int], Float[Tensor, "d n"]]
 """The first n taps of the filter, (d, n), for any n up to the kernel length."""
 
 
 class Block(NamedTuple):
-    """u consecutive inputs, and what they contribute to the u outputs that follow them."""
+    """u consecutive inputs, and what they contribute to the last w of the u outputs that follow them."""
 
-    inputs: Float[Tensor, "b d u"]
-    tile: Float[Tensor, "b d u"]
+    inputs: tuple[Float[Tensor, "b d p"], ...]
+    tile: Float[Tensor, "b d w"]
+
+    @property
+    def size(self) -> int:
+        """u."""
+        return sum(piece.shape[-1] for piece in self.inputs)
 
 
 class OnlineConvState(NamedTuple):
@@ -72,15 +84,14 @@ def online_conv_step(
     """
     recent, blocks = state.recent, state.blocks
     _check(x, state, kernel_length)
-    added, since = [], recent.shape[-1]
-    for block in reversed(blocks):  # their tiles all cover the present: BASE steps after each merger there is the next
-        added.append(block.tile[..., since])
-        since += block.tile.shape[-1]
+    reach, since = _reach(blocks), recent.shape[-1]
+    tiles = [(block.tile, end) for block, end in zip(blocks, reach, strict=True)]
+    added = [tile[..., tile.shape[-1] - end + since] for tile, end in tiles]  # every tile reaches beyond the present
     taps = kernel(min(BASE, kernel_length))
     y, recent = filter_step(x.to(recent.dtype), recent, taps, recent.shape[-1] + 1, added=added)
     if recent.shape[-1] < BASE:
         return y.to(x.dtype), OnlineConvState(blocks, recent)
-    return y.to(x.dtype), _after(blocks, _reach(blocks), recent, kernel, kernel_length)
+    return y.to(x.dtype), _after(blocks, reach, recent, kernel, kernel_length)
 
 
 def online_conv_prefill(
@@ -95,7 +106,7 @@ def online_conv_prefill(
     length, recent = x.shape[-1], torch.cat([state.recent, x.to(state.recent.dtype)], dim=-1)
     reach = _reach(state.blocks)
     covering = sum(end >= recent.shape[-1] for end in reach)  # these tiles contain all that their blocks contribute
-    rest = _inputs(state.blocks[covering:], recent)
+    rest = torch.cat([*_pieces(state.blocks[covering:]), recent], dim=-1)
     y = _last_outputs(rest, kernel(min(rest.shape[-1], kernel_length)), length)
     for block, end in zip(state.blocks[:covering], reach, strict=False):
         start = block.tile.shape[-1] - end + state.recent.shape[-1]
@@ -105,7 +116,7 @@ def online_conv_prefill(
 
 def held_inputs(state: OnlineConvState) -> list[Float[Tensor, "b d _"]]:
     """The inputs that the state still holds, oldest first: all of them as long as there are no more than taps."""
-    return [*(block.inputs for block in state.blocks), state.recent]
+    return [*_pieces(state.blocks), state.recent]
 
 
 def refuse_late_padding(mask: Bool[Tensor, "b l"], past: Sequence[Float[Tensor, "b _ _"]]) -> None:
@@ -131,17 +142,17 @@ def _check(x: Tensor, state: OnlineConvState, kernel_length: int) -> None:
         )
 
 
-def _reach(blocks: tuple[Block, ...]) -> list[int]:
+def _reach(blocks: Sequence[Block]) -> list[int]:
     """How far beyond the end of the last block the tile of each block reaches; never farther than the one before."""
     reach, after = [], 0
     for block in reversed(blocks):
-        reach.append(block.tile.shape[-1] - after)
-        after += block.tile.shape[-1]
+        reach.append(block.size - after)
+        after += block.size
     return reach[::-1]
 
 
-def _inputs(blocks: tuple[Block, ...], recent: Tensor) -> Tensor:
-    return torch.cat([*(block.inputs for block in blocks), recent], dim=-1)
+def _pieces(blocks: tuple[Block, ...]) -> list[Tensor]:
+    return [piece for block in blocks for piece in block.inputs]
 
 
 def _last_outputs(x: Tensor, taps: Tensor, count: int) -> Tensor:
@@ -157,24 +168,53 @@ def _after(
     if not full:
         return OnlineConvState(blocks, recent)
     kept = sum(end > full for end in reach)
-    unfinished = _inputs(blocks[kept:], recent)
-    whole = unfinished.shape[-1] // BASE * BASE
+    unfinished = [*_pieces(blocks[kept:]), recent]
+    length = sum(piece.shape[-1] for piece in unfinished)
+    whole = length // BASE * BASE
     size = BASE
     while size < kernel_length:
         size *= 2
     start = max(whole // size - 1, 0) * size  # what came before lies farther back than the filter reaches
-    merged = list(blocks[:kept])
+    after = list(blocks[:kept])
     while start < whole:
         if whole - start >= size:
-            merged.append(_block(unfinished[..., start : start + size].clone(), kernel, kernel_length))
+            pieces = tuple(_cut(unfinished, at, min(size, PIECE)) for at in range(start, start + size, PIECE))
+            after.append(Block(pieces, _tile(torch.cat(pieces, dim=-1), kernel, kernel_length)))
             start += size
         size //= 2
-    return OnlineConvState(tuple(merged), unfinished[..., whole:].clone())
+    return OnlineConvState(tuple(map(_trimmed, after, _reach(after))), _cut(unfinished, whole, length - whole))
 
 
-def _block(inputs: Tensor, kernel: Kernel, kernel_length: int) -> Block:
-    """The tile lies u steps after the inputs, at lags 1 .. 2u-1: on a circle of 2u they are all different."""
+def _trimmed(block: Block, live: int) -> Block:
+    """Without most of what has passed of the tile, whose last `live` positions are still to come."""
+    width = block.tile.shape[-1]
+    while width >= 2 * live:
+        width //= 2
+    return block if width == block.tile.shape[-1] else Block(block.inputs, block.tile[..., -width:].clone())
+
+
+def _cut(pieces: Sequence[Tensor], start: int, count: int) -> Tensor:
+    """`count` inputs of all pieces in a row: a piece itself if it is just these, else a copy that keeps none alive."""
+    found, passed = [], 0
+    for piece in pieces:
+        low, high = max(start - passed, 0), min(start + count - passed, piece.shape[-1])
+        if (low, high) == (0, count) == (0, piece.shape[-1]):
+            return piece
+        if low < high:
+            found.append(piece[..., low:high])
+        passed += piece.shape[-1]
+    return torch.cat(found, dim=-1) if found else pieces[-1][..., :0].clone()
+
+
+def _tile(inputs: Tensor, kernel: Kernel, kernel_length: int) -> Tensor:
+    """What u inputs contribute to the next u outputs: taps from u on see the past of an input, those below its future.
+
+    tile_t = sum_{j >= 0} kernel_{u+j} x_{t-j} + sum_{j > 0} kernel_{u-j} x_{t+j}
+    """
     size = inputs.shape[-1]
     available = min(2 * size, kernel_length)
-    taps = pad(kernel(available), (0, 2 * size - available))
-    return Block(inputs, long_conv(inputs, taps.roll(-size, dims=-1), period=2 * size))
+    taps = kernel(available)
+    past, future = taps[:, size:], taps[:, 1:size].flip(-1)
+    if available <= size:
+        past, future = taps.new_zeros(len(taps), 1), pad(future, (size - available, 0))
+    return long_conv(inputs, past, reverse_kernel=future)

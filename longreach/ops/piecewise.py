@@ -27,8 +27,9 @@ def piecewise(
     *,
     cut: int = 1,
     join: int = 1,
+    whole: Sequence[Tensor] = (),
 ) -> Float[Tensor, "..."]:
-    """`function(*inputs)`, for at most `size` positions at a time, which costs one more call of it in the gradient.
+    """`function(*inputs, *whole)`, `size` positions at a time, which costs one more call of it in the gradient.
 
     Args:
         function: treats every position by itself; what is random in it may differ from one call to the next.
@@ -37,17 +38,19 @@ def piecewise(
         size: positions in a piece.
         cut: the axis of positions of the inputs.
         join: the axis of positions of the result.
+        whole: tensors that all pieces need, and may have been computed: the gradients of pieces are added up.
 
     A gradient that is itself to be differentiated keeps everything.  Under torch.compile, which plans memory itself,
     all positions are taken at once.
     """
     if inputs[0].shape[cut] <= size or torch.compiler.is_compiling():
-        return function(*inputs)
+        return function(*inputs, *whole)
     device = inputs[0].device
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     settings = _Settings(
         function,
         trained,
+        len(inputs),
         size,
         cut,
         join,
@@ -55,7 +58,7 @@ def piecewise(
         torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
         int(torch.randint(2**62, ())),
     )
-    return _Piecewise.apply(settings, *inputs, *trained)
+    return _Piecewise.apply(settings, *inputs, *whole, *trained)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _Settings:
 
     function: Callable[..., Tensor]
     parameters: Sequence[Tensor]
+    n_inputs: int
     size: int
     cut: int
     join: int
@@ -96,39 +100,46 @@ class _Piecewise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: _Settings, *tensors: Tensor) -> Tensor:
-        inputs, y = tensors[: len(tensors) - len(settings.parameters)], torch.empty(0)
+        given, y = tensors[: len(tensors) - len(settings.parameters)], torch.empty(0)
+        inputs, whole = given[: settings.n_inputs], given[settings.n_inputs :]
         for start, length in settings.pieces(inputs):
             with settings.applied(start):
-                part = settings.function(*(x.narrow(settings.cut, start, length) for x in inputs))
+                part = settings.function(*(x.narrow(settings.cut, start, length) for x in inputs), *whole)
             if start == 0:
                 shape = list(part.shape)
                 shape[settings.join] = inputs[0].shape[settings.cut]
                 y = part.new_empty(shape)
             y.narrow(settings.join, start, length).copy_(part)
         ctx.settings = settings
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*given)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        settings, inputs, parameters = ctx.settings, ctx.saved_tensors, ctx.settings.parameters
-        needed = ctx.needs_input_grad[1 : 1 + len(inputs)]
+        settings, given, parameters = ctx.settings, ctx.saved_tensors, ctx.settings.parameters
+        needed = ctx.needs_input_grad[1 : 1 + len(given)]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(settings, inputs, needed, grads[0])
-        input_grads = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
-        parameter_grads: list[Tensor | None] = [None] * len(parameters)
+            return None, *_differentiable_gradients(settings, given, needed, grads[0])
+        inputs, n = given[: settings.n_inputs], settings.n_inputs
+        input_grads = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=False)]
+        whole = [x.detach().requires_grad_(need) for x, need in zip(given[n:], needed[n:], strict=True)]
+        summed = [*whole, *parameters]
+        sums: list[Tensor | None] = [None] * len(summed)
         for start, length in settings.pieces(inputs):
             parts = [x.narrow(settings.cut, start, length).detach() for x in inputs]
-            wanted = [part.requires_grad_() for part, need in zip(parts, needed, strict=True) if need]
+            wanted = [part.requires_grad_() for part, need in zip(parts, needed, strict=False) if need]
+            wanted += [x for x in summed if x.requires_grad]
             with torch.enable_grad(), settings.applied(start):
-                y = settings.function(*parts)
+                y = settings.function(*parts, *whole)
             grad = grads[0].narrow(settings.join, start, length)
-            found = iter(torch.autograd.grad(y, [*wanted, *parameters], grad, allow_unused=True))
+            found = iter(torch.autograd.grad(y, wanted, grad, allow_unused=True))
             for total in input_grads:
                 if total is not None:
                     total.narrow(settings.cut, start, length).copy_(next(found))
-            parameter_grads = [_sum(*both) for both in zip(parameter_grads, found, strict=True)]
-        return None, *input_grads, *parameter_grads
+            sums = [
+                _sum(total, next(found) if x.requires_grad else None) for total, x in zip(sums, summed, strict=True)
+            ]
+        return None, *input_grads, *sums
 
 
 def _sum(total: Tensor | None, add: Tensor | None) -> Tensor | None:
@@ -137,14 +148,14 @@ def _sum(total: Tensor | None, add: Tensor | None) -> Tensor | None:
 
 
 def _differentiable_gradients(
-    settings: _Settings, inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+    settings: _Settings, given: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """All gradients, as functions of everything that they depend on."""
-    results = []
+    inputs, whole, results = given[: settings.n_inputs], given[settings.n_inputs :], []
     for start, length in settings.pieces(inputs):
         with settings.applied(start):
-            results.append(settings.function(*(x.narrow(settings.cut, start, length) for x in inputs)))
+            results.append(settings.function(*(x.narrow(settings.cut, start, length) for x in inputs), *whole))
     y = torch.cat(results, dim=settings.join)
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need] + [*settings.parameters]
+    wanted = [x for x, need in zip(given, needed, strict=True) if need] + [*settings.parameters]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in [*needed, *[True] * len(settings.parameters)]]

@@ -54,7 +54,13 @@ def operator(config: dict[str, Any], variant: Variant) -> Published:
         kernel = mixer.filter(x.shape[1])  # (o, d, l)
         if variant == "safari":
             kernel = kernel.transpose(0, 1)
-        short_out = shorten(project(x, mixer.projections, None), mixer.short_weight, mixer.short_bias, None, None)
+        short_out = shorten(
+            project(x, mixer.projections.weight, mixer.projections.bias, None),
+            mixer.short_weight,
+            mixer.short_bias,
+            None,
+            None,
+        )
         return {"output": mixer(x), "kernel": kernel.flatten(0, 1).mT[None], "short_out": short_out}
 
     off = {} if mixer.filter.options.modulate else {"param/filter_fn.modulation.deltas": "there is no modulation"}

@@ -15,8 +15,8 @@
 // the number of points.
 
 #include <algorithm>
-#include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -106,12 +106,15 @@ void sum_chunk(const Split<T>& z, const T* poles, const T* weight, int64_t modes
 template <class T>
 void sums(const T* v, const T* z, const T* w, T* r, Sizes<T> sizes, int threads) {
     const int64_t chunks = (sizes.points + CHUNK - 1) / CHUNK;
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Split<T> points, found[MOST_ROWS];
-        std::vector<T> weight(2 * MOST_ROWS * sizes.modes);
+        Array<T> weight;
+        attempt([&] { weight.resize(2 * MOST_ROWS * sizes.modes); });
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < sizes.channels * chunks; job++) {
+            if (attempt.failed()) continue;
             const int64_t channel = job / chunks, start = job % chunks * CHUNK;
             const int count = int(std::min<int64_t>(CHUNK, sizes.points - start));
             const T* poles = w + 2 * channel * sizes.modes;
@@ -158,13 +161,16 @@ void add_moments(const Split<T>& z, const Split<T>* grad, const T* pole, int cou
 
 template <class T>
 void adjoint(const T* grad, const T* v, const T* z, const T* w, T* grad_v, T* grad_w, Sizes<T> sizes, int threads) {
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Split<T> points, grads[MOST_ROWS];
-        std::vector<double> memory(MOST_ROWS * MOMENTS * sizes.modes);
+        Array<double> memory;
+        attempt([&] { memory.resize(MOST_ROWS * MOMENTS * sizes.modes); });
         double(*const total)[MOMENTS] = reinterpret_cast<double(*)[MOMENTS]>(memory.data());
 #pragma omp for schedule(static)
         for (int64_t channel = 0; channel < sizes.channels; channel++) {
+            if (attempt.failed()) continue;
             const T* poles = w + 2 * channel * sizes.modes;
             T* to_poles = grad_w + 2 * channel * sizes.modes;
             std::fill(to_poles, to_poles + 2 * sizes.modes, T(0));

@@ -12,9 +12,9 @@
 // carried through a block in registers.  The averages between blocks are kept for the adjoint, which walks through a
 // block once more from there, group by group, and back.  Threads share tiles of (batch, channels), each in the same order.
 
-#include <vector>
 
 #include "lanes.h"
+#include "memory.h"
 
 namespace {
 
@@ -68,9 +68,12 @@ void average_group(Lanes<T, whole> lanes, Vec<T>* states, const T* weight, const
 template <class T>
 void average(const Problem<T>& problem, T* y, T* kept, int threads) {
     constexpr int W = Vector<T>::lanes;
+    Attempts attempt;
     for_each_tile<T>(problem.batch, problem.channels, threads, [&](auto lanes, int64_t b, int64_t tile, int vectors) {
         const int64_t n = problem.averages, channels = problem.channels;
-        std::vector<Vec<T>> states(TILE * n);
+        Array<Vec<T>> states;
+        attempt([&] { states.resize(TILE * n); });
+        if (attempt.failed()) return;
         for (int64_t direction = 0; direction < problem.directions; direction++) {
             const Walk walk(problem, b, direction);
             std::fill(states.begin(), states.end(), Vec<T>{});
@@ -157,10 +160,13 @@ struct Adjoint {
 template <class T>
 void adjoint(const Problem<T>& problem, const Adjoint<T>& wanted, int threads) {
     constexpr int W = Vector<T>::lanes;
+    Attempts attempt;
     for_each_tile<T>(problem.batch, problem.channels, threads, [&](auto lanes, int64_t b, int64_t tile, int vectors) {
         const int64_t n = problem.averages, channels = problem.channels;
-        std::vector<Vec<T>> adjoints(TILE * n);
-        std::vector<Totals<T>> totals(TILE * n);
+        Array<Vec<T>> adjoints;
+        Array<Totals<T>> totals;
+        attempt([&] { adjoints.resize(TILE * n), totals.resize(TILE * n); });
+        if (attempt.failed()) return;
         double of_skip[TILE][W] = {};
         for (int64_t direction = 0; direction < problem.directions; direction++) {
             const Walk walk(problem, b, direction);

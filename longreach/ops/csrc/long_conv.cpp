@@ -4,8 +4,9 @@
 //
 // All in one pass over the input: gates are applied where samples are read and written, the skip connection is part of
 // kernel_0, and the future is the conjugate of a spectrum, so a two-sided filter costs no more than a causal one.  A
-// thread takes a channel, transforms its filter once and then row after row of the batch.  Only the arguments are kept for
-// the adjoint, which transforms them again:
+// thread takes a channel, transforms its filter once and then row after row of the batch; while it works on one row it asks
+// for the next, because rows lie too far apart for the processor to guess.  Only the arguments are kept for the adjoint,
+// which transforms them again:
 //
 //     g = gate_after grad,   grad v = F^-1(conj(K) F g),   grad kernel = sum_b F^-1(F g conj(F v)), ...
 //
@@ -83,10 +84,33 @@ INLINE void write(T* to, int64_t row, int64_t count, Vec<T> value) {
 
 template <class T>
 struct Problem {
+    static constexpr int64_t EXPECTED = int64_t(1) << 19;  // bytes of a row; larger ones do not fit beside a spectrum
+
     const T *kernel, *reverse, *skip;
     Signal<const T> u, before, after;
     int64_t batch, channels, length, taps, reverse_taps, lag;
+
+    int64_t signal_bytes() const { return batch * channels * length * int64_t(sizeof(T)); }
+
+    // The row that is likely to come after this one, null if there is none or it is too long to be asked for early.
+    const T* next(Signal<const T> signal, int64_t b, int64_t channel) const {
+        if (length * int64_t(sizeof(T)) > EXPECTED) return nullptr;
+        if (b + 1 < batch) return signal.row(b + 1, channel);
+        return channel + 1 < channels ? signal.row(0, channel + 1) : nullptr;
+    }
 };
+
+// Asks for a group of W samples of each of these rows (null for none).  A few at a time, in between arithmetic: the
+// processor waits where it is asked for more than it can have under way.
+template <class T, class... More>
+INLINE void expect(int64_t row, int64_t count, const T* from, More... more) {
+    constexpr int W = Vector<T>::lanes, G = GROUP<W>;
+    if (from && (row + G) * W <= count) {
+#pragma GCC unroll 8
+        for (int i = 0; i < G; i++) __builtin_prefetch(from + (row + i) * W);
+    }
+    if constexpr (sizeof...(more) > 0) expect(row, count, more...);
+}
 
 template <class T, class Get>
 void enter(const Plan<T>& plan, Pair<T>* rows, Get get) {
@@ -145,10 +169,12 @@ void convolve_channel(const Plan<T>& plan, const Problem<T>& problem, int64_t ch
     for (int64_t b = 0; b < problem.batch; b++) {
         const T *u = problem.u.row(b, channel), *before = problem.before.row(b, channel);
         const T* after = problem.after.row(b, channel);
+        const T *next_u = problem.next(problem.u, b, channel), *next_before = problem.next(problem.before, b, channel);
         T* result = y + (b * problem.channels + channel) * length;
         enter(plan, rows, [=](int64_t row) { return gated(u, before, row, length); });
         descend<1, 1>(plan, &rows, [=, &plan](int64_t at) {
             change_block(plan, rows, at, [=](int64_t from, auto& values) {
+                expect<T>(from, length, result, after, next_u, next_before);
 #pragma GCC unroll 8
                 for (Pair<T>& value : values) value = multiply<false>(value, spectrum[from++]);
             });
@@ -171,13 +197,17 @@ void adjoint_row(const Plan<T>& plan, const Problem<T>& problem, const Gradients
                  int64_t b, int64_t channel, const Pair<T>* spectrum, Pair<T>* correlation) {
     constexpr int W = Vector<T>::lanes;
     const int64_t length = problem.length, at_row = (b * problem.channels + channel) * length;
+    const auto row_of = [=](T* gradient) { return gradient ? gradient + at_row : nullptr; };
+    T *grad_u = row_of(gradients.u), *grad_before = row_of(gradients.before), *grad_after = row_of(gradients.after);
     Pair<T>* arrays[2] = {workspace<T>().array(2, plan.rows), workspace<T>().array(3, plan.rows)};
     Pair<T>*g = arrays[0], *v = arrays[1];
     const T *u = problem.u.row(b, channel), *before = problem.before.row(b, channel);
     const T *after = problem.after.row(b, channel), *grad_row = grad.row(b, channel);
     enter(plan, g, [=](int64_t row) { return gated(grad_row, after, row, length); });
     enter(plan, v, [=](int64_t row) { return gated(u, before, row, length); });
-    const bool needs_output = gradients.after;
+    const T *next_grad = problem.next(grad, b, channel), *next_after = problem.next(problem.after, b, channel);
+    const T *next_u = problem.next(problem.u, b, channel), *next_before = problem.next(problem.before, b, channel);
+    const bool needs_output = grad_after;
     const auto leaf = [=, &plan](int64_t at) {
         Pair<T> x[W], y[W];
         enter_block(plan, v, at, x);
@@ -185,6 +215,7 @@ void adjoint_row(const Plan<T>& plan, const Problem<T>& problem, const Gradients
         Pair<T>* other = x;
         for_each_group(y, [&](int row, auto& values) {
             const int64_t from = at + row;
+            expect<T>(from, length, grad_u, grad_before, grad_after, next_grad, next_after, next_u, next_before);
             Pair<T> signal[GROUP<W>];
             for (Pair<T>& value : signal) value = *other++;
             other -= GROUP<W>;
@@ -206,13 +237,12 @@ void adjoint_row(const Plan<T>& plan, const Problem<T>& problem, const Gradients
     if (needs_output) descend<2, 2>(plan, arrays, leaf);
     else descend<2, 1>(plan, arrays, leaf);
     leave(plan, g, [=](int64_t row, Vec<T> grad_v) {
-        if (gradients.u)
-            write(gradients.u + at_row, row, length, before ? grad_v * samples(before, row, length) : grad_v);
-        if (gradients.before) write(gradients.before + at_row, row, length, grad_v * samples(u, row, length));
+        if (grad_u) write(grad_u, row, length, before ? grad_v * samples(before, row, length) : grad_v);
+        if (grad_before) write(grad_before, row, length, grad_v * samples(u, row, length));
     });
     if (needs_output)
         leave(plan, v, [=](int64_t row, Vec<T> z) {
-            write(gradients.after + at_row, row, length, z * samples(grad_row, row, length));
+            write(grad_after, row, length, z * samples(grad_row, row, length));
         });
 }
 
@@ -293,22 +323,30 @@ Problem<T> make_problem(const void* const* inputs, const int64_t* sizes) {
 template <class T>
 void convolve(const void* const* inputs, const int64_t* sizes, void* y, int threads) {
     const Problem<T> problem = make_problem<T>(inputs, sizes);
-    const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
+    prefer_large_pages(y, problem.signal_bytes());
+    Attempts attempt;
+    attempt([&] {
+        const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t channel = 0; channel < problem.channels; channel++)
-        convolve_channel(plan, problem, channel, static_cast<T*>(y));
+        for (int64_t channel = 0; channel < problem.channels; channel++)
+            attempt([&] { convolve_channel(plan, problem, channel, static_cast<T*>(y)); });
+    });
 }
 
 template <class T>
 void adjoint(const void* const* inputs, const int64_t* sizes, const void* grad, void* const* outputs, int threads) {
     const Problem<T> problem = make_problem<T>(inputs, sizes);
-    const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
     const auto pointer = [=](int i) { return static_cast<T*>(outputs[i]); };
     const Gradients<T> gradients = {pointer(0), pointer(1), pointer(2), pointer(3), pointer(4), pointer(5)};
     const Signal<const T> signal = {static_cast<const T*>(grad), sizes[12], sizes[13]};
+    for (T* result : {gradients.u, gradients.before, gradients.after}) prefer_large_pages(result, problem.signal_bytes());
+    Attempts attempt;
+    attempt([&] {
+        const Plan<T>& plan = find_plan<T>(fitting_size<T>(problem.length));
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t channel = 0; channel < problem.channels; channel++)
-        adjoint_channel(plan, problem, gradients, signal, channel);
+        for (int64_t channel = 0; channel < problem.channels; channel++)
+            attempt([&] { adjoint_channel(plan, problem, gradients, signal, channel); });
+    });
 }
 
 }  // namespace

@@ -21,14 +21,12 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
-#include <vector>
 
 #include "complex.h"
+#include "memory.h"
 
 constexpr int MOST_LEVELS = 16;
 
@@ -40,12 +38,7 @@ struct Aligned {
     };
     typedef std::unique_ptr<T[], Free> Array;
 
-    static Array make(int64_t count) {
-        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
-        if (!memory) throw std::bad_alloc();
-        return Array(static_cast<T*>(memory));
-    }
+    static Array make(int64_t count) { return Array(static_cast<T*>(allocate(count * int64_t(sizeof(T))))); }
 };
 
 // Everything about a size that does not depend on the data.
@@ -54,8 +47,8 @@ struct Plan {
     int64_t size, rows;
     int n_levels;
     int radix[MOST_LEVELS];
-    std::vector<Scalar<T>> twiddles[MOST_LEVELS];  // exp(-2 pi i r j / n), for each j those of r = 1 .. radix - 1
-    std::vector<Scalar<T>> twist;                  // exp(i pi m / 2M) for every row m
+    Array<Scalar<T>> twiddles[MOST_LEVELS];  // exp(-2 pi i r j / n), for each j those of r = 1 .. radix - 1
+    Array<Scalar<T>> twist;                  // exp(i pi m / 2M) for every row m
     typename Aligned<Pair<T>>::Array block_factor;  // exp(-2 pi i c (f - 1/4) / N), f the lowest frequency of a block
     Pair<T> lane_factor[Vector<T>::lanes];          // exp(-2 pi i c s / W^2) for row s of any block
 };

@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -69,8 +69,8 @@ void powers(Complex z, int64_t count, T* re, T* im) {
 // The tables of a channel: real and imaginary parts of z^s, (mode, s), and z^{qT} in double precision, (mode, q).
 template <class T>
 struct Tables {
-    std::vector<T> re, im;
-    std::vector<double> coarse_re, coarse_im;
+    Array<T> re, im;
+    Array<double> coarse_re, coarse_im;
 
     void make(const T* log_ratio, int64_t modes, const Sizes<T>& sizes) {
         re.resize(modes * sizes.fine);
@@ -129,14 +129,17 @@ template <class T>
 void sums(const T* coefficient, const T* log_ratio, T* y, int64_t batch, int64_t channels, int64_t modes, int64_t length,
           int threads) {
     const Sizes<T> sizes(length);
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Tables<T> tables;
-        std::vector<T> weight(2 * modes * sizes.coarse);
+        Array<T> weight;
+        attempt([&] { weight.resize(2 * modes * sizes.coarse); });
         T *re = weight.data(), *im = re + modes * sizes.coarse;
 #pragma omp for schedule(static)
         for (int64_t d = 0; d < channels; d++) {
-            tables.make(log_ratio + 2 * d * modes, modes, sizes);
+            attempt([&] { tables.make(log_ratio + 2 * d * modes, modes, sizes); });
+            if (attempt.failed()) continue;
             for (int64_t b = 0; b < batch; b++) {
                 const T* c = coefficient + 2 * (b * channels + d) * modes;
                 for (int64_t n = 0; n < modes; n++) {
@@ -152,7 +155,7 @@ void sums(const T* coefficient, const T* log_ratio, T* y, int64_t batch, int64_t
 // What the powers z^{qT} of a mode weigh in both moments, in the precision of the sums.
 template <class T>
 struct Weights {
-    std::vector<T> re, im, late_re, late_im;  // z^{qT} and q z^{qT}
+    Array<T> re, im, late_re, late_im;  // z^{qT} and q z^{qT}
 
     void make(const Tables<T>& tables, int64_t modes, const Sizes<T>& sizes) {
         const int64_t count = modes * sizes.stored;
@@ -214,15 +217,20 @@ template <class T>
 void moments(const T* u, const T* log_ratio, T* moment, T* derivative, int64_t batch, int64_t channels, int64_t modes,
              int64_t length, bool reverse, int threads) {
     const Sizes<T> sizes(length);
+    Attempts attempt;
 #pragma omp parallel num_threads(threads)
     {
         Tables<T> tables;
         Weights<T> weights;
-        std::vector<T> padded(sizes.coarse * sizes.fine);
+        Array<T> padded;
+        attempt([&] { padded.resize(sizes.coarse * sizes.fine); });
 #pragma omp for schedule(static)
         for (int64_t d = 0; d < channels; d++) {
-            tables.make(log_ratio + 2 * d * modes, modes, sizes);
-            weights.make(tables, modes, sizes);
+            attempt([&] {
+                tables.make(log_ratio + 2 * d * modes, modes, sizes);
+                weights.make(tables, modes, sizes);
+            });
+            if (attempt.failed()) continue;
             for (int64_t b = 0; b < batch; b++) {
                 const T* row = u + (b * channels + d) * length;
                 if (reverse) std::reverse_copy(row, row + length, padded.begin());
