@@ -9,7 +9,7 @@ import torch
 from laws import leaves
 
 import longreach.ops
-from longreach.cli import diagnosis
+from longreach.cli import diagnosis, typical_calls
 from longreach.cli.main import run
 from longreach.ops import OPS, native, use_backend
 
@@ -24,10 +24,10 @@ def every_operator() -> None:
 def test_every_operator_has_a_typical_call_that_it_can_run(monkeypatch) -> None:
     """At a small size the call works with every backend that does not refuse it."""
     for name, size in [("WIDTH", 8), ("LENGTH", 16), ("HEADS", 2), ("STATE", 4), ("VOCABULARY", 11)]:
-        monkeypatch.setattr(diagnosis, name, size)
-    assert set(diagnosis.TYPICAL_CALLS) == set(OPS)
+        monkeypatch.setattr(typical_calls, name, size)
+    assert set(typical_calls.TYPICAL_CALLS) == set(OPS)
     for name, operator in OPS.items():
-        arguments = diagnosis.TYPICAL_CALLS[name](torch.device("cpu"))
+        arguments = typical_calls.TYPICAL_CALLS[name](torch.device("cpu"))
         for backend in operator.backends:
             if operator.refusal(backend, *arguments) is None:
                 with use_backend(**{name: backend}):

@@ -29,12 +29,12 @@ torch.testing.assert_close(long_conv(u, kernel), OPS["long_conv"].backends["refe
 RUNS_ON_TORCH = """
 import torch
 import longreach.models
-from longreach.cli import diagnosis
+from longreach.cli import typical_calls as calls
 from longreach.ops import OPS, native
-diagnosis.WIDTH, diagnosis.LENGTH, diagnosis.HEADS, diagnosis.STATE, diagnosis.VOCABULARY = 8, 16, 2, 4, 11
+calls.WIDTH, calls.LENGTH, calls.HEADS, calls.STATE, calls.VOCABULARY = 8, 16, 2, 4, 11
 assert "there are no C++ kernels" in native.MISSING
 for name, operator in OPS.items():
-    arguments = diagnosis.TYPICAL_CALLS[name](torch.device("cpu"))
+    arguments = calls.TYPICAL_CALLS[name](torch.device("cpu"))
     assert operator.choose(*arguments) != "native"
     operator(*arguments)
 """
