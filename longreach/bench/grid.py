@@ -17,7 +17,7 @@ class Grid(NamedTuple):
         """For a terminal, without the title."""
         table = Table()
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -61,7 +61,7 @@ def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.CostOptions)
     names = parsed.mixers or bench.mixer_names()
     costs = []
-    with _progress(len(names) * len(set(parsed.lengths))) as tell:
+    with measuring(len(names) * len(set(parsed.lengths))) as tell:
         for cost in bench.measure_mixers(names, parsed.lengths, options):
             costs.append(cost)
             tell(len(costs), f"{cost.mixer} at {cost.length:,}")
@@ -73,7 +73,7 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.OperatorOptions)
     cases = bench.select_cases(bench.operator_cases(), parsed.operators, options)
     costs = []
-    with _progress(sum(len(case.lengths) for case in cases)) as tell:
+    with measuring(sum(len(case.lengths) for case in cases)) as tell:
         for cost in bench.measure_operators(cases, options):
             costs.append(cost)
             found = {(each.operator, each.case, each.length) for each in costs}
@@ -89,7 +89,7 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
+def measuring(total: int) -> Iterator[Callable[[int, str], None]]:
     """What tells how many of `total` measurements are done, on stderr: a bar in a terminal, else a line for each."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
 from longreach import __version__
-from longreach.cli import bench, convert, doctor, evaluate, generate, make_data, recall, train
+from longreach.cli import bench, convert, doctor, evaluate, generate, lra, make_data, recall, train
 from longreach.cli.command import Command
 from longreach.cli.mistakes import explain
 from longreach.errors import InputError
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "bench": bench.COMMAND,
     "make-data": make_data.COMMAND,
     "recall": recall.COMMAND,
+    "lra": lra.COMMAND,
     "doctor": doctor.COMMAND,
 }
 

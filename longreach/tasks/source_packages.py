@@ -134,7 +134,7 @@ def split_files(files: list[_File], seed: int, name: str) -> dict[str, bytes]:
     """
     wanted = HELD_OUT * sum(len(file.content) for file in files)
     parts: dict[str, list[bytes]] = {part: [] for part in PARTS}
-    sizes = dict.fromkeys(PARTS, 0)
+    sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
     for index in random_order(len(files), seed, name, "files"):
         content = files[index].content
         fits = (part for part in ("test", "validation") if sizes[part] < wanted and len(content) <= wanted)

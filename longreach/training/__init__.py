@@ -1,7 +1,7 @@
 """Training: a loop that any task and model can use, and the run folders it leaves behind."""
 
 from longreach.training.divergence import DivergenceError
-from longreach.training.experiment import Experiment, read_experiment
+from longreach.training.experiment import Experiment, read_experiment, read_model
 from longreach.training.options import TrainingOptions
 from longreach.training.run_folder import RunFolder
 from longreach.training.trained_run import LoadedRun, load_run
@@ -16,5 +16,6 @@ __all__ = [
     "TrainingResult",
     "load_run",
     "read_experiment",
+    "read_model",
     "train",
 ]

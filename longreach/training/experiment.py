@@ -9,6 +9,7 @@ path.  Read by jsonargparse: an unknown key or a value of the wrong type is an e
 """
 
 from argparse import ArgumentError
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,16 @@ def build_experiment(parsed: Namespace) -> Experiment:
         training=_build_section("training", parsed),
         config=_parser().dump(sections, skip_unset=False),
     )
+
+
+def read_model(section: Mapping[str, Any]) -> ModelFactory:
+    """What builds the model of a `model` section; raises InputError if it is not a valid one."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--model", type=ModelFactory)
+    try:
+        return parser.instantiate(parser.parse_object({"model": dict(section)})).model
+    except ArgumentError as error:
+        raise InputError(f"this is not a model that can be built: {error}") from error
 
 
 def read_experiment(path: Path) -> Experiment:

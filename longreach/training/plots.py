@@ -68,12 +68,12 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 @contextmanager
-def plot_axes(path: Path, *, x_label: str, y_label: str) -> Iterator["Axes"]:
+def plot_axes(path: Path, *, x_label: str, y_label: str, height: float = 4.2) -> Iterator["Axes"]:
     """Empty axes to draw on, saved at the end; no global state of matplotlib is touched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
