@@ -127,5 +127,5 @@ class RWKV6(RWKVMemory):
         return torch.lerp(previous, x, (self.shares[:, None, None] - changes).to(x.dtype)).unbind(0)
 
     def _finish(self, y: Float[Tensor, "b *l c"], gate: Float[Tensor, "b *l c"]) -> Float[Tensor, "b *l d"]:
-        y = self.norm(y.view(-1, y.shape[-1])).view_as(gate)
+        y = self.norm(y.reshape(-1, y.shape[-1])).view_as(gate)
         return self.out(y.to(gate.dtype) * gate)
