@@ -19,9 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from longreach.errors import InputError
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
-from longreach.ops.attention_tiled import Options, tiled_attention
+from longreach.ops.attention_native import DTYPES, native_attention
+from longreach.ops.attention_operator import Options
+from longreach.ops.attention_tiled import tiled_attention
 from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
+from longreach.ops.native import refusal
 
 
 @op
@@ -159,3 +162,43 @@ def _sdpa(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def _native_refuses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> str | None:
+    if bias is not None:
+        return "has no kernel for a bias"
+    return refusal(query.device, torch.promote_types(query.dtype, torch.float32), DTYPES)
+
+
+@attention.backend("native", refuses=_native_refuses)
+def _native(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
+    """Tiles in compiled code, see longreach.ops.attention_native; the first derivative only."""
+    _check(query, key, value, mask, dropout, dropout_seed)
+    mask = mask.located(query.shape[2], key.shape[2], query.device)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(factor, softcap, dropout, dropout_seed if dropout else None)
+    return native_attention((query, key, value, alibi_slopes, None), mask, options)
