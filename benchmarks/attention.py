@@ -73,7 +73,9 @@ def make_call(kind: str, length: int, dtype: torch.dtype) -> Call:
     return Call(
         leaf(heads, length // (4 if kind == "fewer queries" else 1), WIDTH),
         leaf(heads // GROUP if kind == "grouped heads" else heads, length, WIDTH),
-        leaf(heads // GROUP if kind == "grouped heads" else heads, length, 2 * WIDTH if kind == "wide values" else WIDTH),
+        leaf(
+            heads // GROUP if kind == "grouped heads" else heads, length, 2 * WIDTH if kind == "wide values" else WIDTH
+        ),
         masks.get(kind, AttentionMask(causal=True)),
         options.get(kind, {}),
     )

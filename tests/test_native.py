@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from native_calls import BUILDS, MAKERS, Call, built_for, calls, expected, results
 from torch import Tensor
 
-from longreach.ops import OPS, native
+from longreach.ops import OPS, AttentionMask, native
 
 pytestmark = pytest.mark.skipif(native.MISSING is not None, reason=f"{native.MISSING}")
 
@@ -47,7 +47,11 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     gates = {"gate_before": randn(b, d, l), "gate_after": randn(b, d, l)}
     long_conv = {"reverse_kernel": randn(d, l), "skip": randn(d)} | gates
     points = torch.complex(torch.zeros(l, dtype=torch.float64), 5 * randn(l))
+    attention = {"softcap": 3.0, "alibi_slopes": randn(d), "dropout": 0.2, "dropout_seed": torch.tensor(7)}
+    short = min(l, 400)  # pairs are many
+    heads = randn(b, d, short, 3), randn(b, d, short, 3), randn(b, d, short, 7)
     return [
+        Call("attention", short, (*heads, AttentionMask(True, 20)), attention),
         Call("linear_scan", l, (randn(b, l, d).tanh(), randn(b, l, d), randn(b, d))),
         Call("linear_scan", l, (modes(b, l, d).exp(), modes(b, l, d), modes(b, d))),
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
@@ -77,8 +81,9 @@ def test_values_and_gradients_are_those_of_the_definition(op: str, build: str, d
     call = data.draw(calls(op), label="call")
     with built_for(build):
         found = results(call, "native")
-    for actual, truth in zip(found, expected(call), strict=True):
-        largest = truth.abs().max().item() if truth.numel() else 0.0
+    truths = expected(call)
+    for actual, truth in zip(found, truths, strict=True):
+        largest = max(x.abs().max().item() if x.numel() else 0.0 for x in what_cancels(call, truth, truths))
         torch.testing.assert_close(actual, truth, rtol=1e-9, atol=1e-10 * largest)
 
 
@@ -91,10 +96,16 @@ def test_single_precision_errs_no_more_than_torch(op: str, build: str, data: st.
     low = data.draw(calls(op), label="call").single()
     with built_for(build):
         found = results(low, "native")
-    for ours, torchs, truth in zip(found, expected(low), expected(low.double()), strict=True):
+    truths = expected(low.double())
+    for ours, torchs, truth in zip(found, expected(low), truths, strict=True):
         error, allowed = ((x.to(truth.dtype) - truth).norm() for x in (ours, torchs))
         assert ours.dtype == torchs.dtype
-        assert error <= 4 * allowed + 1e-6 * truth.norm()
+        assert error <= 4 * allowed + 1e-6 * max(x.norm() for x in what_cancels(low, truth, truths))
+
+
+def what_cancels(call: Call, truth: Tensor, truths: list[Tensor]) -> list[Tensor]:
+    """What errors are relative to: the result, but in attention gradients cancel where a query sees little."""
+    return truths if call.op == "attention" else [truth]
 
 
 @OF_EVERY_BUILD
@@ -102,7 +113,8 @@ def test_single_precision_errs_no_more_than_torch(op: str, build: str, data: st.
 def test_numbers_of_extreme_size(build: str, scale: float) -> None:
     """Denormal numbers are not flushed to zero, and nothing overflows or vanishes on the way."""
     for call in typical_calls():
-        scaled = [1, 2] if call.op == "linear_scan" else [0]  # the state begins as small as the input is
+        # the state begins as small as the input is; attention is linear in its values
+        scaled = {"linear_scan": [1, 2], "attention": [2]}.get(call.op, [0])
         positional = [x * scale if i in scaled else x for i, x in enumerate(call.positional)]
         call = call._replace(positional=tuple(positional))
         with built_for(build):
@@ -171,7 +183,14 @@ def samples() -> dict[str, list[tuple]]:
     complex_scan = [z.to(torch.complex128).detach().requires_grad_() for z in (decay, states, initial)]
     frozen = tuple(z.detach() if isinstance(z, Tensor) else z for z in full)
     h = states.detach()
+    attention = [randn(1, 4, 9, 3).requires_grad_() for _ in range(3)], randn(4).requires_grad_()
+    options = (*AttentionMask(True, 5).located(9, 9, x.device), 0.9, 2.0, 0.2, torch.tensor(7))
+    attended = (*attention[0], attention[1], None, *options)
+    y, softmax = torch.ops.longreach.attention(*attended)
+    result = randn(1, 4, 9, 3), y.detach(), softmax.detach(), [True, False, True, True, False]
     return {
+        "attention": [attended],
+        "attention_adjoint": [(*result, *(z.detach() if isinstance(z, Tensor) else z for z in attended))],
         "cauchy": [(phases, points, ratios)],
         "cauchy_adjoint": [(modes(2, 3, 9), phases.detach(), points, ratios.detach())],
         "linear_scan": [(decay, states, initial, False), (*complex_scan, True)],
@@ -216,7 +235,8 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
 
         with built_for(build):
             assert torch.autograd.gradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
-            assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
+            if name != "attention":  # which refuses, see test_attention.py
+                assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 
 GROWTH = """

@@ -7,7 +7,6 @@ Axes: b batch, g key-value heads, h query heads, l queries, m keys, e and f widt
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -68,17 +67,24 @@ class _Call(NamedTuple):
         call(inputs, sizes, numbers, results, torch.get_num_threads())
 
 
-def _prepared(arguments: Sequence[Any], grad: Tensor | None, *softmax: Tensor) -> _Call:
-    """The arguments of an operator, with the gradient of its result or without, laid out for the kernels."""
+def _prepared(
+    arguments: Sequence[Any], grad: Tensor | None = None, output: Tensor | None = None, softmax: Tensor | None = None
+) -> _Call:
+    """The arguments of an operator, and for the adjoint its results and their gradient, laid out for the kernels."""
     query, key, value, slopes, _ = arguments[:N_INPUTS]
-    mask, options = AttentionMask(*arguments[N_INPUTS : -len(Options._fields)]), Options(*arguments[-len(Options._fields) :])
+    mask, options = (
+        AttentionMask(*arguments[N_INPUTS : -len(Options._fields)]),
+        Options(*arguments[-len(Options._fields) :]),
+    )
     (b, h, l, _), (g, m) = query.shape, key.shape[1:3]
     wide = torch.promote_types(query.dtype, torch.float32)
     low = all(x.dtype == torch.bfloat16 for x in (query, key, value)) and _knows_bfloat16()
-    rows = [None if x is None else _in_rows(x, torch.bfloat16 if low else wide) for x in (query, key, value, grad)]
-    columns = [None if x is None else _in_columns(x) for x in rows] if low else rows
+    rows = [
+        None if x is None else _in_rows(x, torch.bfloat16 if low else wide) for x in (query, key, value, grad, output)
+    ]
+    columns = [None if x is None else _in_columns(x) if low else x for x in rows[:4]]
     tensors = rows + columns
-    strides = [step // (2 if low and i < 4 else 1) for i, x in enumerate(tensors) for step in _strides(x)]
+    strides = [step // (2 if low and i < 5 else 1) for i, x in enumerate(tensors) for step in _strides(x)]
     masks, n_masks = _masks(mask)
     seed = 0 if options.dropout_seed is None else int(options.dropout_seed) & 0xFFFFFFFF
     dropped = 0.0 if options.dropout_seed is None else options.dropout
@@ -86,7 +92,7 @@ def _prepared(arguments: Sequence[Any], grad: Tensor | None, *softmax: Tensor) -
     sizes = [b, h, g, l, m, rows[0].shape[3], rows[2].shape[3], mask.causal, mask.window or 0, n_masks, limit, seed]
     slopes = None if slopes is None else slopes.to(wide).contiguous()
     numbers = [options.scale, options.softcap or 0.0, 1 / (1 - dropped)]
-    return _Call("bfloat16" if low else dtype_name(wide), [*tensors, slopes, *masks, *softmax], sizes + strides, numbers)
+    return _Call("bfloat16" if low else dtype_name(wide), [*tensors, slopes, *masks, softmax], sizes + strides, numbers)
 
 
 def _in_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,11 +119,10 @@ def _masks(mask: AttentionMask) -> tuple[list[Tensor | None], int]:
     """Positions, segments and the mask of keys, all of as many rows, which are counted."""
     integers = mask.query_position, mask.key_position, mask.query_segment, mask.key_segment
     tensors = [*(None if x is None else x.long() for x in integers), mask.key_mask]
-    count = max(x.shape[0] for x in tensors if x is not None)
+    count = next((x.shape[0] for x in tensors if x is not None and x.shape[0] != 1), 1)
     return [None if x is None else x.expand(count, -1).contiguous() for x in tensors], count
 
 
-@functools.cache
 def _knows_bfloat16() -> bool:
     answer = ctypes.c_int32()
     kernel("attention_knows_bfloat16", n_pointers=1, n_sizes=0, n_ints=0)(ctypes.byref(answer))
@@ -126,15 +131,14 @@ def _knows_bfloat16() -> bool:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     output, softmax = allocate(*arguments)
-    call = _prepared(arguments, None)
+    call = _prepared(arguments)
     padded = torch.empty(*output.shape[:3], call.sizes[6], dtype=softmax.dtype)
     call.run("attention", [padded, softmax])
     return padded[..., : output.shape[3]].to(output.dtype).contiguous(), softmax
 
 
 def _adjoint(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
-    delta = (grad.to(softmax.dtype) * output).sum(-1)
-    call = _prepared(arguments, grad, softmax, delta)
+    call = _prepared(arguments, grad, output, softmax)
     widths = call.sizes[5], call.sizes[5], call.sizes[6]
     found = [
         torch.zeros(*x.shape[:3], width, dtype=softmax.dtype) if wanted else None

@@ -1,4 +1,4 @@
-"""What the tiled backends of attention have in common as operators of torch: arguments, shapes, the way to the gradients.
+"""What the tiled backends of attention have in common as operators of torch: arguments, shapes, the way to gradients.
 
 Such an operator takes ARGUMENTS, gives the result and each query's maximum and inverse sum, and comes with a second one
 that computes the gradients of those of the first five that need one.  Second derivatives are refused.

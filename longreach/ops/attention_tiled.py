@@ -47,7 +47,6 @@ SIDES = (64, 512)
 """The shortest and the longest side of a tile."""
 
 
-
 def tiled_attention(
     inputs: tuple[Float[Tensor, "..."] | None, ...], mask: AttentionMask, options: Options
 ) -> Float[Tensor, "b h l f"]:
@@ -55,9 +54,7 @@ def tiled_attention(
     return _forward(*inputs, *mask, *options)[0]
 
 
-@torch.library.custom_op(
-    "longreach::tiled_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> {RESULTS}"
-)
+@torch.library.custom_op("longreach::tiled_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> {RESULTS}")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The result, and each query's maximum and inverse sum."""
     problem = _Problem(arguments)

@@ -47,7 +47,7 @@ struct Dropout {
 template <class T>
 struct Problem {
     int64_t batch, heads, groups, queries, keys, width, value_width;
-    Tensor<T> query, key, value, grad;                                  // units along features
+    Tensor<T> query, key, value, grad, output;                          // units along features
     Tensor<T> query_columns, key_columns, value_columns, grad_columns;  // units along positions
     const T* slopes;
     T scale, softcap, kept_scale;
@@ -136,8 +136,8 @@ Block<T> enter(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, W
     const Rule& rule = problem.rule(b);
     const int64_t count = std::min<int64_t>(QUERIES, problem.queries - first), columns = (count + W - 1) / W * W;
     space.make_room(problem.width, problem.value_width);
-    turn(problem.query.at(b, h, first), problem.query.row, count, *space.query, QUERIES, columns, columns,
-         problem.width / Kind::together);
+    const int64_t units = problem.width / Kind::together;
+    turn(problem.query.at(b, h, first), problem.query.row, count, *space.query, QUERIES, units, columns, units);
     for (int64_t i = 0; i < QUERIES; i++) {
         const int64_t at = first + std::min(i, count - 1);
         space.position[i] = rule.query_position[at];
@@ -361,22 +361,40 @@ double differentiate(const Problem<T>& problem, const Block<T>& block, const Til
     return sum;
 }
 
+// The gradients of the results of a block, turned, and their products with the results.  These are summed in the order of
+// products with values, so that nothing is left of their difference where a query sees one key only.
+template <class Kind, class T>
+void find_delta(const Problem<T>& problem, const Block<T>& block, Workspace<T>& space) {
+    constexpr int W = Vector<T>::lanes;
+    const int64_t units = problem.value_width / Kind::together;
+    const auto turned = [&](Tensor<T> tensor, T (*to)[QUERIES]) {
+        const T* from = tensor.at(block.b, block.h, block.first);
+        turn(from, tensor.row, block.count, *to, QUERIES, units, block.columns, units);
+    };
+    turned(problem.grad, space.grad);
+    turned(problem.output, space.sum);
+    for (int64_t v = 0; v < block.columns; v += W) {
+        Vec<T> delta{};
+        for (int64_t x = 0; x < units; x++)
+            delta = Kind::add_product(delta, load(space.sum[x] + v), load(space.grad[x] + v));
+        store(space.delta + v, delta);
+    }
+}
+
 // What the tiles from `begin` to `end` of one block of queries add to the gradients.
 template <class Kind, class T>
 void sweep(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, int64_t begin, int64_t end,
-           const T* softmax, const T* delta, Gradients<T> gradients) {
+           const T* softmax, Gradients<T> gradients) {
     Workspace<T>& space = workspace<T>();
     const Block<T> block = enter<Kind>(problem, b, h, first, space);
     const int64_t g = problem.group_of(h), width = problem.width, value_width = problem.value_width;
     const int64_t row = (b * problem.heads + h) * problem.queries + first;
-    turn(problem.grad.at(b, h, first), problem.grad.row, block.count, *space.grad, QUERIES, block.columns, block.columns,
-         value_width / Kind::together);
     for (int64_t i = 0; i < QUERIES; i++) {
         const bool real = i < block.count;
         space.maximum[i] = real ? softmax[2 * (row + i)] : T(0);
         space.inverse[i] = real ? softmax[2 * (row + i) + 1] : T(0);
-        space.delta[i] = real ? delta[row + i] : T(0);
     }
+    find_delta<Kind>(problem, block, space);
     if (gradients.query) std::fill_n(*space.sum, width * QUERIES, T(0));
     // destination += factor rows columns
     const auto scatter = [&](const T (*rows)[QUERIES], T (*low)[LOW_ROW], Tensor<T> columns, const Tile& tile, T factor,
@@ -422,7 +440,7 @@ void attend_all(const Problem<T>& problem, T* output, T* softmax, int threads) {
 }
 
 template <class Kind, class T>
-void differentiate_all(const Problem<T>& problem, const T* softmax, const T* delta, Gradients<T> gradients,
+void differentiate_all(const Problem<T>& problem, const T* softmax, Gradients<T> gradients,
                        T* slope_grads, int threads) {
     const int64_t blocks = problem.blocks(), repeats = problem.heads / std::max<int64_t>(1, problem.groups);
     std::vector<double> of_blocks(slope_grads ? problem.batch * problem.heads * blocks : 0);
@@ -431,7 +449,7 @@ void differentiate_all(const Problem<T>& problem, const T* softmax, const T* del
     const auto sweep_group = [&](int64_t group, int64_t begin, int64_t end, Gradients<T> wanted) {
         const int64_t b = group / problem.groups, h = group % problem.groups * repeats;
         for (int64_t job = 0; job < repeats * blocks; job++)
-            sweep<Kind>(problem, b, h + job / blocks, job % blocks * QUERIES, begin, end, softmax, delta, wanted);
+            sweep<Kind>(problem, b, h + job / blocks, job % blocks * QUERIES, begin, end, softmax, wanted);
     };
     const int64_t groups = problem.batch * problem.groups, tiles = (problem.keys + KEYS - 1) / KEYS;
     if (groups >= threads) {
@@ -445,8 +463,7 @@ void differentiate_all(const Problem<T>& problem, const T* softmax, const T* del
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
             for (int64_t job = 0; job < groups * repeats * blocks; job++) {
                 const int64_t row = job / blocks, first = (blocks - 1 - job % blocks) * QUERIES;
-                sweep<Kind>(problem, row / problem.heads, row % problem.heads, first, 0, tiles, softmax, delta,
-                            of_queries);
+                sweep<Kind>(problem, row / problem.heads, row % problem.heads, first, 0, tiles, softmax, of_queries);
             }
         }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -473,18 +490,18 @@ Problem<T> make_problem(const void* const* inputs, const int64_t* sizes, const d
     const auto integers = [=](int i) { return static_cast<const int64_t*>(inputs[i]); };
     Problem<T> problem = {sizes[0],  sizes[1],  sizes[2],  sizes[3],  sizes[4],  sizes[5],  sizes[6],
                           tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), tensor(5), tensor(6),
-                          tensor(7), static_cast<const T*>(inputs[8]), T(numbers[0]), T(numbers[1]), T(numbers[2]),
+                          tensor(7), tensor(8), static_cast<const T*>(inputs[9]), T(numbers[0]), T(numbers[1]), T(numbers[2]),
                           {numbers[2] != 1, int32_t(sizes[10]), scramble(uint32_t(sizes[11]))}, {}, {}};
     const int64_t farthest = std::numeric_limits<int64_t>::max(), highest = sizes[8] ? sizes[8] - 1 : farthest;
     for (int64_t row = 0; row < sizes[9]; row++) {
         const auto at = [=](const auto* data, int64_t length) { return data ? data + row * length : nullptr; };
         const Rule rule = {sizes[7] ? 0 : -highest,
                            highest,
-                           at(integers(9), problem.queries),
-                           at(integers(10), problem.keys),
-                           at(integers(11), problem.queries),
-                           at(integers(12), problem.keys),
-                           at(static_cast<const uint8_t*>(inputs[13]), problem.keys)};
+                           at(integers(10), problem.queries),
+                           at(integers(11), problem.keys),
+                           at(integers(12), problem.queries),
+                           at(integers(13), problem.keys),
+                           at(static_cast<const uint8_t*>(inputs[14]), problem.keys)};
         problem.rules.push_back(rule);
         problem.tiles.emplace_back(rule, problem.keys);
     }
@@ -505,17 +522,17 @@ void adjoint(const void* const* inputs, const int64_t* sizes, const double* numb
     typedef typename Kind::Real T;
     const Problem<T> problem = make_problem<T>(inputs, sizes, numbers);
     const auto pointer = [=](int i) { return static_cast<T*>(outputs[i]); };
-    const auto given = [=](int i) { return static_cast<const T*>(inputs[i]); };
     const Gradients<T> gradients = {pointer(0), pointer(1), pointer(2), nullptr};
-    differentiate_all<Kind>(problem, given(14), given(15), gradients, pointer(3), threads);
+    differentiate_all<Kind>(problem, static_cast<const T*>(inputs[15]), gradients, pointer(3), threads);
 }
 
 }  // namespace
 
-// inputs: query, key, value, grad; the same by columns (the same tensors, but for bfloat16); slopes; positions of queries
-// and keys; segments of queries and keys; key mask; and for the adjoint softmax and delta.  Null where there is none.
+// inputs: query, key, value, grad, output; the first four by columns (the same tensors, but for bfloat16); slopes;
+// positions of queries and keys; segments of queries and keys; key mask; softmax.  Null where there is none: grad, output
+// and softmax are for the adjoint.
 // sizes: batch, heads, groups, queries, keys, width, width of values (both multiples of 16, of 32 for bfloat16), causal,
-// window (0: none), rows of the mask, threshold and seed of dropout; strides (batch, head, row) of the first eight inputs,
+// window (0: none), rows of the mask, threshold and seed of dropout; strides (batch, head, row) of the first nine inputs,
 // in units.  numbers: scale, soft cap (0: none), one over the share of weights that are kept.
 // outputs: result and softmax, or the gradients of query (any content), key, value (zeros) and slopes.
 #define ATTENTION(NAME, KIND)                                                                                            LONGREACH_EXPORT void longreach_attention_##NAME(const void* const* inputs, const int64_t* sizes,                                                                     const double* numbers, void* const* outputs, int threads) {             forward<KIND>(inputs, sizes, numbers, outputs, threads);                                                         }                                                                                                                    LONGREACH_EXPORT void longreach_attention_adjoint_##NAME(const void* const* inputs, const int64_t* sizes,                                                                     const double* numbers, void* const* outputs,                                                                         int threads) {                                                  adjoint<KIND>(inputs, sizes, numbers, outputs, threads);                                                         }
