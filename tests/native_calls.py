@@ -168,6 +168,14 @@ def _attention(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[...
     return Call("attention", l, (randn(b, heads, l, e), randn(b, groups, m, e), randn(b, groups, m, f), mask), named)
 
 
+def _linear_cross_entropy(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    n, vocabulary, width = sizes[2], draw(st.integers(2, DEFINED)), sizes[1]
+    target = (3 * randn(n)).long().abs() % vocabulary
+    target[::5] = -100
+    bias = randn(vocabulary) if draw(st.booleans()) else None
+    return Call("linear_cross_entropy", n, (randn(n, width), randn(vocabulary, width), target, bias))
+
+
 def _long_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
     b, d, l = sizes
     taps = st.one_of(st.just(l), st.integers(1, 2 * l))
@@ -228,6 +236,7 @@ def _transposed(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
     "attention": _attention,
     "cauchy": _cauchy,
+    "linear_cross_entropy": _linear_cross_entropy,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
     "short_conv": _short_conv,

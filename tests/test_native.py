@@ -52,6 +52,7 @@ def typical_calls(b: int = 2, d: int = 5, l: int = 37) -> list[Call]:
     heads = randn(b, d, short, 3), randn(b, d, short, 3), randn(b, d, short, 7)
     return [
         Call("attention", short, (*heads, AttentionMask(True, 20)), attention),
+        Call("linear_cross_entropy", l, (randn(l, d), randn(99, d), torch.arange(l) % 99, randn(99))),
         Call("linear_scan", l, (randn(b, l, d).tanh(), randn(b, l, d), randn(b, d))),
         Call("linear_scan", l, (modes(b, l, d).exp(), modes(b, l, d), modes(b, d))),
         Call("long_conv", l, (randn(b, d, l), randn(d, l)), long_conv),
@@ -104,8 +105,8 @@ def test_single_precision_errs_no_more_than_torch(op: str, build: str, data: st.
 
 
 def what_cancels(call: Call, truth: Tensor, truths: list[Tensor]) -> list[Tensor]:
-    """What errors are relative to: the result, but in attention gradients cancel where a query sees little."""
-    return truths if call.op == "attention" else [truth]
+    """What errors are relative to: the result, but gradients of a softmax cancel where there is one score."""
+    return truths if call.op in ("attention", "linear_cross_entropy") else [truth]
 
 
 @OF_EVERY_BUILD
@@ -132,6 +133,8 @@ def test_what_is_not_finite_stays_in_its_row_and_channel(build: str, poison: flo
     """It is not lost, and the bits of all other rows and channels are as without it, in results and in gradients."""
     rows, channels, row, channel = 2, 5, 1, 2
     for call in typical_calls(rows, channels):
+        if call.op == "linear_cross_entropy":
+            continue  # where every position meets all weights
         signal = call.positional[1 if call.op == "linear_scan" else 0]
         poisoned = signal.clone()
         poisoned[(row, 1, channel) if call.op == "linear_scan" else (row, channel, 1)] = poison
@@ -183,6 +186,7 @@ def samples() -> dict[str, list[tuple]]:
     complex_scan = [z.to(torch.complex128).detach().requires_grad_() for z in (decay, states, initial)]
     frozen = tuple(z.detach() if isinstance(z, Tensor) else z for z in full)
     h = states.detach()
+    predicted, target = (randn(9, 3).requires_grad_(), randn(8, 3).requires_grad_()), torch.arange(9) % 8
     attention = [randn(1, 4, 9, 3).requires_grad_() for _ in range(3)], randn(4).requires_grad_()
     options = (*AttentionMask(True, 5).located(9, 9, x.device), 0.9, 2.0, 0.2, torch.tensor(7))
     attended = (*attention[0], attention[1], None, *options)
@@ -193,6 +197,10 @@ def samples() -> dict[str, list[tuple]]:
         "attention_adjoint": [(*result, *(z.detach() if isinstance(z, Tensor) else z for z in attended))],
         "cauchy": [(phases, points, ratios)],
         "cauchy_adjoint": [(modes(2, 3, 9), phases.detach(), points, ratios.detach())],
+        "linear_cross_entropy": [(*predicted, target, torch.float64)],
+        "linear_cross_entropy_adjoint": [
+            (randn(9), torch.rand(9, 2).double(), *(z.detach() for z in predicted), target, torch.float64)
+        ],
         "linear_scan": [(decay, states, initial, False), (*complex_scan, True)],
         "linear_scan_adjoint": [(h, decay.detach(), initial.detach(), h, True)],
         "long_conv": [plain, full],
@@ -235,7 +243,7 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
 
         with built_for(build):
             assert torch.autograd.gradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
-            if name != "attention":  # which refuses, see test_attention.py
+            if name not in ("attention", "linear_cross_entropy"):  # which refuse
                 assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 

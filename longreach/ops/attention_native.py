@@ -138,6 +138,18 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _adjoint(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
+    found = native_gradients(grad, output, softmax, needed, *arguments)
+    return [y.to(x.dtype).contiguous() for x, y in zip(arguments[:N_INPUTS], found, strict=True) if y is not None]
+
+
+def native_gradients(
+    grad: Float[Tensor, "b h l f"],
+    output: Float[Tensor, "b h l f"],
+    softmax: Float[Tensor, "b h l 2"],
+    needed: list[bool],
+    *arguments: Any,
+) -> list[Float[Tensor, "..."] | None]:
+    """The gradients of query, key, value and slopes as they are summed, in float32 or wider; None for the bias."""
     call = _prepared(arguments, grad, output, softmax)
     widths = call.sizes[5], call.sizes[5], call.sizes[6]
     found = [
@@ -146,8 +158,8 @@ def _adjoint(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], 
     ]
     slopes = torch.empty(arguments[0].shape[1], dtype=softmax.dtype) if needed[3] else None
     call.run("attention_adjoint", [*found, slopes])
-    gradients = zip(arguments, [*found, slopes], strict=False)
-    return [y[..., : x.shape[-1]].to(x.dtype).contiguous() for x, y in gradients if y is not None]
+    inner = [None if y is None else y[..., : x.shape[3]] for x, y in zip(arguments[:3], found, strict=True)]
+    return [*inner, slopes, None]
 
 
 LIBRARY.impl("attention", _forward, "CPU")
