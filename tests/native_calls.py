@@ -11,13 +11,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longreach.ops import OPS, WKVState, native
+from longreach.ops import OPS, AttentionMask, WKVState, native
 
 BUILDS = [name for name in native.instruction_sets() if (native.FOLDER / f"{name}.so").exists()]
 """Every set of kernels that this processor can run, also those that are not the best."""
 
 DEFINED = 300
 """Up to this length a call is compared with the definition; above with torch, which test_ops.py compares with that."""
+
+
+def differentiable(x: Any) -> bool:
+    """Whether an argument is a tensor of a kind that has gradients."""
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 class Call(NamedTuple):
@@ -43,7 +48,7 @@ class Call(NamedTuple):
         """The tensors that have one."""
         wanted = [x for i, x in enumerate(self.positional) if i not in self.constants]
         flat = [x for part in (*wanted, *self.named.values()) for x in (part if isinstance(part, list) else [part])]
-        return [x for x in flat if isinstance(x, Tensor)]
+        return [x for x in flat if differentiable(x)]
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """With `function` applied to every tensor that has a gradient."""
@@ -51,7 +56,7 @@ class Call(NamedTuple):
         def apply(x: Any, constant: bool = False) -> Any:
             if isinstance(x, list):
                 return [apply(part, constant) for part in x]
-            return function(x) if isinstance(x, Tensor) and not constant else x
+            return function(x) if differentiable(x) and not constant else x
 
         positional = tuple(apply(x, i in self.constants) for i, x in enumerate(self.positional))
         return self._replace(positional=positional, named={name: apply(x) for name, x in self.named.items()})
@@ -171,6 +176,33 @@ def _ratios(randn: Callable[..., Tensor], *shape: int) -> Tensor:
     return torch.complex(-0.1 * randn(*shape).abs(), 3 * randn(*shape))
 
 
+def _attention(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    b, heads, l = min(sizes[0], 2), min(sizes[1], 4), min(sizes[2], DEFINED)
+    m, e, f = draw(st.integers(1, DEFINED)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    groups = heads // draw(st.sampled_from([n for n in (1, 2, 3, 4) if heads % n == 0]))
+    window = draw(st.sampled_from([None, 1, 10, 100]))
+    key_mask = randn(b, m) > -1 if draw(st.booleans()) else None
+    segments = [torch.arange(n)[None].expand(b, -1) // 50 if draw(st.booleans()) else None for n in (l, m)]
+    packed = segments if all(x is not None for x in segments) else [None, None]
+    mask = AttentionMask(draw(st.booleans()), window, key_mask, *packed)
+    named: dict[str, Any] = {"scale": draw(st.sampled_from([None, 0.3, -1.0]))}
+    if draw(st.booleans()):
+        named["softcap"] = 2.0
+    if draw(st.booleans()):
+        named["alibi_slopes"] = 0.01 * randn(heads)
+    if draw(st.booleans()):
+        named |= {"dropout": 0.3, "dropout_seed": torch.tensor(draw(st.integers(-(2**62), 2**62)))}
+    return Call("attention", l, (randn(b, heads, l, e), randn(b, groups, m, e), randn(b, groups, m, f), mask), named)
+
+
+def _linear_cross_entropy(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
+    n, vocabulary, width = sizes[2], draw(st.integers(2, DEFINED)), sizes[1]
+    target = (3 * randn(n)).long().abs() % vocabulary
+    target[::5] = -100
+    bias = randn(vocabulary) if draw(st.booleans()) else None
+    return Call("linear_cross_entropy", n, (randn(n, width), randn(vocabulary, width), target, bias))
+
+
 def _long_conv(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[..., Tensor]) -> Call:
     b, d, l = sizes
     taps = st.one_of(st.just(l), st.integers(1, 2 * l))
@@ -272,9 +304,11 @@ def _memory_step(draw: st.DrawFn, sizes: tuple[int, int, int], randn: Callable[.
 
 
 MAKERS: dict[str, Callable[[st.DrawFn, tuple[int, int, int], Callable[..., Tensor]], Call]] = {
+    "attention": _attention,
     "cauchy": _cauchy,
     "damped_average": _damped_average,
     "filter_step": _filter_step,
+    "linear_cross_entropy": _linear_cross_entropy,
     "linear_scan": _linear_scan,
     "long_conv": _long_conv,
     "memory_step": _memory_step,

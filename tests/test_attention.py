@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longreach.errors import InputError
-from longreach.ops import OPS, AttentionMask, BackendError, attention, attention_tiled, use_backend
+from longreach.ops import OPS, AttentionMask, BackendError, attention, attention_tiled, native, use_backend
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 LENGTHS = [(1, 1), (1, 70), (5, 5), (65, 65), (66, 140), (140, 66)]
@@ -157,7 +157,9 @@ def compare(backend: str, l: int, m: int, mask: AttentionMask, options: dict[str
         torch.testing.assert_close(a, e, **TOLERANCE)
 
 
-FAST = [name for name in attention.backends if name != "reference"]
+FAST = [name for name in attention.backends if name != "reference" and not (name == "native" and native.MISSING)]
+WITH_KERNELS = pytest.mark.skipif(native.MISSING is not None, reason=f"{native.MISSING}")
+NATIVE = pytest.param("native", marks=WITH_KERNELS)
 
 
 @pytest.mark.parametrize(("l", "m"), LENGTHS)
@@ -176,8 +178,9 @@ def test_terms(backend: str, term: str, l: int, m: int) -> None:
 
 
 @pytest.mark.parametrize("term", terms(1, 1))
-def test_terms_with_every_kind_of_mask(term: str) -> None:
-    compare("tiled", 70, 90, masks(70, 90)["everything"], terms(70, 90)[term])
+@pytest.mark.parametrize("backend", FAST)
+def test_terms_with_every_kind_of_mask(backend: str, term: str) -> None:
+    compare(backend, 70, 90, masks(70, 90)["everything"], terms(70, 90)[term])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -203,7 +206,11 @@ def test_every_term_with_the_smallest_tiles_is_a_derivative() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("backend", "term"),
-    [("sdpa", "plain"), *(("tiled", term) for term in ("plain", "softcap", "alibi", "bias", "dropout"))],
+    [
+        ("sdpa", "plain"),
+        *(("tiled", term) for term in ("plain", "softcap", "alibi", "bias", "dropout")),
+        *(pytest.param("native", term, marks=WITH_KERNELS) for term in ("plain", "softcap", "alibi", "dropout")),
+    ],
 )
 def test_error_in_low_precision_is_no_worse_than_that_of_the_reference(
     backend: str, term: str, dtype: torch.dtype
@@ -237,7 +244,7 @@ def test_huge_scores_do_not_overflow() -> None:
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", attention.backends)
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_who_sees_nobody_gets_zero_and_no_gradient(backend: str) -> None:
     inputs = triple(9, 9, value_width=5)
     y = run(backend, inputs, AttentionMask(key_mask=torch.zeros(2, 9, dtype=torch.bool)), {})
@@ -256,9 +263,10 @@ def test_second_derivatives_are_exact_or_refused() -> None:
             gradient.sum().backward()
 
 
-def test_gradients_only_where_they_are_wanted() -> None:
+@pytest.mark.parametrize("backend", ["tiled", NATIVE])
+def test_gradients_only_where_they_are_wanted(backend: str) -> None:
     query, key, value = triple(6, 6)
-    with use_backend(attention="tiled"):
+    with use_backend(attention=backend):
         y = attention(query.detach(), key, value.detach(), AttentionMask(causal=True))
         expected = torch.autograd.grad(run("reference", (query, key, value), AttentionMask(causal=True), {}).sum(), key)
         torch.testing.assert_close(torch.autograd.grad(y.sum(), key), expected, **TOLERANCE)
@@ -308,13 +316,20 @@ def test_the_same_weights_are_dropped_on_every_call_with_a_seed() -> None:
         ("sdpa", AttentionMask(causal=True), {}),
         ("sdpa", AttentionMask(key_mask=torch.ones(2, 32, dtype=torch.bool)), {}),
         ("sdpa", AttentionMask(), {"bias": torch.zeros(1, 1, 32, 32, dtype=torch.float64)}),
-        ("tiled", AttentionMask(causal=True, window=3), {}),
-        ("tiled", AttentionMask(), {"softcap": 1.0}),
+        pytest.param("native", AttentionMask(causal=True, window=3), {}, marks=WITH_KERNELS),
+        pytest.param("native", AttentionMask(), {"softcap": 1.0}, marks=WITH_KERNELS),
         ("tiled", AttentionMask(causal=True), {"bias": torch.zeros(1, 1, 32, 32, dtype=torch.float64)}),
     ],
 )
 def test_the_choice_of_backends(expected: str, mask: AttentionMask, options: dict[str, Any]) -> None:
     assert attention.choose(*triple(32, 32), mask, **options) == expected
+
+
+@WITH_KERNELS
+def test_many_pairs_of_queries_and_keys_are_for_the_compiled_kernel() -> None:
+    assert attention.choose(*triple(100, 100), AttentionMask(causal=True)) == "native"
+    assert attention.choose(*triple(15, 9000)) == "sdpa"
+    assert attention.choose(*triple(100, 100), bias=torch.zeros(1, 1, 100, 100, dtype=torch.float64)) == "sdpa"
 
 
 def test_torch_is_not_asked_for_what_it_would_do_in_quadratic_memory() -> None:
@@ -339,7 +354,7 @@ def test_a_forced_backend_never_falls_back() -> None:
         ("needs dropout_seed", AttentionMask(), {"dropout": 0.1}),
     ],
 )
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", ["reference", "tiled", NATIVE])
 def test_what_makes_no_sense_is_refused(
     backend: str, message: str, mask: AttentionMask, options: dict[str, Any]
 ) -> None:
@@ -377,7 +392,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is that of Linux")
 @pytest.mark.parametrize(
     ("backend", "mask"),
-    [("tiled", "AttentionMask(True), softcap=3.0"), ("sdpa", "AttentionMask(True)")],
+    [
+        ("tiled", "AttentionMask(True), softcap=3.0"),
+        pytest.param("native", "AttentionMask(True), softcap=3.0", marks=WITH_KERNELS),
+        ("sdpa", "AttentionMask(True)"),
+    ],
 )
 def test_memory_is_linear(backend: str, mask: str) -> None:
     """A single square of scores would take 256 MB; the tiles and what is kept for the gradients, a few."""

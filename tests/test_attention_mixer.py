@@ -8,7 +8,9 @@ from mixer_cases import WIDTH
 from longreach.errors import InputError
 from longreach.mixers import Attention
 from longreach.mixers.attention import alibi_slopes
-from longreach.ops import use_backend
+from longreach.ops import native, use_backend
+
+TILES = "tiled" if native.MISSING else "native"
 
 
 def test_slopes_of_alibi_are_the_published_ones() -> None:
@@ -35,7 +37,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
     assert torch.equal(mixer.eval()(x), mixer(x))
 
 
-@pytest.mark.parametrize(("backend", "options"), [("sdpa", {}), ("tiled", {"window": 3}), ("tiled", {"dropout": 0.1})])
+@pytest.mark.parametrize(("backend", "options"), [("sdpa", {}), (TILES, {"window": 3}), (TILES, {"dropout": 0.1})])
 def test_training_runs_on_the_fastest_backend(backend: str, options: dict) -> None:
     """Forced by name, a backend that could not run would raise; it must also be the one that is chosen."""
     mixer = Attention(WIDTH, **options).double()

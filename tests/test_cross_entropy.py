@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longreach.errors import InputError
-from longreach.ops import cross_entropy, linear_cross_entropy, use_backend
+from longreach.ops import cross_entropy, linear_cross_entropy, native, use_backend
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
-BACKENDS = list(linear_cross_entropy.backends)
+BACKENDS = [name for name in linear_cross_entropy.backends if not (name == "native" and native.MISSING)]
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +80,12 @@ def test_error_in_low_precision_is_no_worse_than_that_of_the_reference(dtype: to
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_rounds_the_products_and_not_the_softmax(backend: str) -> None:
     hidden, weight, target, _ = arguments(13, bias=False, dtype=torch.float32)
-    logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    logits = hidden.bfloat16() @ weight.bfloat16().T
+    if backend == "native":  # whose sums of products are float32, and stay it
+        logits = hidden.bfloat16().float() @ weight.bfloat16().float().T
     with torch.autocast("cpu", dtype=torch.bfloat16), use_backend(linear_cross_entropy=backend):
         losses = linear_cross_entropy(hidden, weight, target)
-    torch.testing.assert_close(losses, F.cross_entropy(logits, target, reduction="none"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses, F.cross_entropy(logits.float(), target, reduction="none"), rtol=1e-6, atol=1e-6)
     gradients = torch.autograd.grad(losses.sum(), (hidden, weight))
     assert [g.dtype for g in gradients] == [torch.float32, torch.float32]
     exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, target).sum(), (hidden, weight))

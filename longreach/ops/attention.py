@@ -19,9 +19,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from longreach.errors import InputError
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
-from longreach.ops.attention_tiled import Options, tiled_attention
+from longreach.ops.attention_native import DTYPES, native_attention
+from longreach.ops.attention_operator import Options
+from longreach.ops.attention_tiled import tiled_attention
 from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
+from longreach.ops.native import refusal
+
+FULL_VECTORS = 16
+"""From so many queries on the compiled kernel, whose lanes they are, is not idle in part ..."""
+FEW_PAIRS = 2**16
+"""... and from so many pairs of queries and keys on it is not the call that costs."""
 
 
 @op
@@ -103,6 +111,47 @@ def _tiled(
     return tiled_attention((query, key, value, alibi_slopes, bias), mask, options)
 
 
+def _native_refuses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> str | None:
+    """Whether there is a kernel."""
+    if bias is not None:
+        return "has no kernel for a bias"
+    return refusal(query.device, torch.promote_types(query.dtype, torch.float32), DTYPES)
+
+
+@attention.backend("native", refuses=_native_refuses)
+def _native(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
+    """Tiles in compiled code, see longreach.ops.attention_native; the first derivative only."""
+    _check(query, key, value, mask, dropout, dropout_seed)
+    mask = mask.located(query.shape[2], key.shape[2], query.device)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(factor, softcap, dropout, dropout_seed if dropout else None)
+    return native_attention((query, key, value, alibi_slopes, None), mask, options)
+
+
 def _sdpa_refuses(
     query: Tensor,
     key: Tensor,
@@ -134,7 +183,27 @@ def _sdpa_refuses(
     return next((f"torch has no {feature}" for feature, needed in missing.items() if needed), None)
 
 
-@attention.backend("sdpa", refuses=_sdpa_refuses)
+def _sdpa_yields(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> str | None:
+    """Where the compiled kernel is faster; measured in docs/performance.md."""
+    (b, h, l, _), m = query.shape, key.shape[2]
+    if _native_refuses(query, key, value, mask, bias=bias) or l < FULL_VECTORS or b * h * l * m < FEW_PAIRS:
+        return None
+    return "compiled tiles are twice as fast"
+
+
+@attention.backend("sdpa", refuses=_sdpa_refuses, yields=_sdpa_yields)
 def _sdpa(
     query: Tensor,
     key: Tensor,

@@ -22,7 +22,12 @@ def kept_weights(
     row = torch.arange(b * h * l, device=seed.device).view(b, h, l)[:, :, queries, None]
     column = torch.arange(m, device=seed.device)[keys]
     row, column, seed = (scramble(x.to(torch.int32)) for x in (row, -1 - column, seed))
-    return scramble((row ^ seed) ^ column) >= round((dropout - 0.5) * 2**32)
+    return scramble((row ^ seed) ^ column) >= threshold(dropout)
+
+
+def threshold(dropout: float) -> int:
+    """From which hash on a weight is kept."""
+    return round((dropout - 0.5) * 2**32)
 
 
 def scramble(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

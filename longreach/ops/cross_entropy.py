@@ -19,9 +19,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from longreach.errors import InputError
+from longreach.ops.attention_native import DTYPES
 from longreach.ops.backend import op
+from longreach.ops.cross_entropy_native import native_cross_entropy
 from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.linear import linear
+from longreach.ops.native import refusal
 
 IGNORED = -100
 """The target of a position that has no loss, as in torch."""
@@ -33,6 +36,11 @@ KEPT = 2**25
 """Up to so many logits (128 MB) are kept, which saves the time of making them again: 15% in float32."""
 KEPT_LOW = 2**22
 """The same where products are in 16 bits: there making them again costs less than reading them from memory."""
+
+FEW = 2**16
+"""Up to so many logits it is the call of the compiled kernel that costs ..."""
+FULL_VECTORS = 16
+"""... and below so many positions its lanes, which they are, are idle in part."""
 
 
 @op
@@ -133,3 +141,26 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(_wide(hidden))
+
+
+def _native_refuses(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> str | None:
+    """Whether there is a kernel."""
+    return refusal(hidden.device, _wide(hidden), DTYPES)
+
+
+def _native_yields(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> str | None:
+    """Where the definition is faster."""
+    if hidden.shape[0] < FULL_VECTORS or hidden.shape[0] * weight.shape[0] <= FEW:
+        return f"{hidden.shape[0]} x {weight.shape[0]} logits take less time than the call"
+    return None
+
+
+@linear_cross_entropy.backend("native", refuses=_native_refuses, yields=_native_yields)
+def _native(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    """O(n + d v) memory, in compiled code: attention from the positions to the vocabulary."""
+    _check_targets(target, weight.shape[0])
+    dtype = _product_dtype(hidden)
+    if bias is not None:  # one more feature, which is always 1
+        hidden, weight = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1), torch.cat([weight, bias[:, None]], 1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return native_cross_entropy(hidden, weight, target.long(), dtype)

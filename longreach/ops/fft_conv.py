@@ -87,10 +87,9 @@ def fft_conv(
     Time O(b d l log size), memory O(size) per channel of a group.  Any number of derivatives.
     """
     if len(u) == 0:  # torch transforms no empty batch
-        u, gate_before, gate_after = (
-            None if x is None else pad(x, (0, 0) * 2 + (0, 1)) for x in (u, gate_before, gate_after)
-        )
-        return _FFTConv.apply(u, taps, skip, gate_before, gate_after, plan)[:0]
+        one_row = (0, 0) * 2 + (0, 1)
+        gates = (None if gate is None else pad(gate, one_row) for gate in (gate_before, gate_after))
+        return _FFTConv.apply(pad(u, one_row), taps, skip, *gates, plan)[:0]
     return _FFTConv.apply(u, taps, skip, gate_before, gate_after, plan)
 
 
