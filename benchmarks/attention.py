@@ -8,6 +8,7 @@ the clock with more.  Prints one JSON line for each length, kind and backend.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -106,11 +107,11 @@ def measure(kind: str, options: argparse.Namespace, length: int, dtype: torch.dt
         for name in options.backends
         if attention.refusal(name, *call[:4], **call.options) is None
     }
+    sdpa = functools.partial(scaled_dot_product_attention, *causal[:3], is_causal=True)
     wanted = [x for x in (*call[:3], *call.options.values()) if isinstance(x, Tensor) and x.requires_grad]
     baseline: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(options.rounds + 1):
-        sdpa = lambda: scaled_dot_product_attention(*causal[:3], is_causal=True)  # noqa: E731
         baseline.append(timed(sdpa, list(causal[:3]), options.backward, clock))
         for name, function in run.items():
             found[name].append(timed(function, wanted, options.backward, clock))

@@ -72,47 +72,46 @@ def _prepared(
 ) -> _Call:
     """The arguments of an operator, and for the adjoint its results and their gradient, laid out for the kernels."""
     query, key, value, slopes, _ = arguments[:N_INPUTS]
-    mask, options = (
-        AttentionMask(*arguments[N_INPUTS : -len(Options._fields)]),
-        Options(*arguments[-len(Options._fields) :]),
-    )
-    (b, h, l, _), (g, m) = query.shape, key.shape[1:3]
+    mask = AttentionMask(*arguments[N_INPUTS : -len(Options._fields)])
+    options = Options(*arguments[-len(Options._fields) :])
     wide = torch.promote_types(query.dtype, torch.float32)
     low = all(x.dtype == torch.bfloat16 for x in (query, key, value)) and _knows_bfloat16()
-    rows = [
-        None if x is None else _in_rows(x, torch.bfloat16 if low else wide) for x in (query, key, value, grad, output)
-    ]
-    columns = [None if x is None else _in_columns(x) if low else x for x in rows[:4]]
-    tensors = rows + columns
-    strides = [step // (2 if low and i < 5 else 1) for i, x in enumerate(tensors) for step in _strides(x)]
+    dtype = torch.bfloat16 if low else wide
+    rows = [None if x is None else _in_rows(x, dtype) for x in (query, key, value, grad, output)]
+    by_columns = (None, None, rows[2], None) if grad is None else (rows[0], rows[1], None, rows[3])
+    columns = [_in_columns(x) if low and x is not None else x for x in by_columns]
     masks, n_masks = _masks(mask)
     seed = 0 if options.dropout_seed is None else int(options.dropout_seed) & 0xFFFFFFFF
     dropped = 0.0 if options.dropout_seed is None else options.dropout
     limit = min(threshold(dropped), 2**31 - 1)
-    sizes = [b, h, g, l, m, rows[0].shape[3], rows[2].shape[3], mask.causal, mask.window or 0, n_masks, limit, seed]
+    (b, h, l, e), (_, g, m, f) = (x.shape for x in (rows[0], rows[2]) if x is not None)
+    sizes = [b, h, g, l, m, e, f, mask.causal, mask.window or 0, n_masks, limit, seed]
+    strides = [step for x in (*rows, *columns) for step in _strides(x)]
     slopes = None if slopes is None else slopes.to(wide).contiguous()
-    numbers = [options.scale, options.softcap or 0.0, 1 / (1 - dropped)]
-    return _Call("bfloat16" if low else dtype_name(wide), [*tensors, slopes, *masks, softmax], sizes + strides, numbers)
+    inputs = [*rows, *columns, slopes, *masks, softmax]
+    return _Call(dtype_name(dtype), inputs, sizes + strides, [options.scale, options.softcap or 0.0, 1 / (1 - dropped)])
 
 
 def _in_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """With whole vectors of features side by side; what is added to fill them is zero."""
-    multiple = 32 if dtype == torch.bfloat16 else 16
-    x = pad(x.to(dtype), (0, -x.shape[3] % multiple))
+    x, missing = x.to(dtype), -x.shape[3] % (32 if dtype == torch.bfloat16 else 16)
+    if missing:
+        return pad(x, (0, missing))
     uneven = dtype == torch.bfloat16 and any(step % 2 for step in x.stride()[:3])
     return x.contiguous() if x.stride(3) != 1 or uneven else x
 
 
 def _in_columns(x: Tensor) -> Tensor:
     """(b, h, l / 2, e, 2): neighbouring positions side by side, a position of zeros after the last of an odd number."""
-    return pad(x, (0, 0, 0, x.shape[2] % 2)).unflatten(2, (-1, 2)).transpose(3, 4).contiguous()
+    x = pad(x, (0, 0, 0, 1)) if x.shape[2] % 2 else x
+    return x.unflatten(2, (-1, 2)).transpose(3, 4).contiguous()
 
 
-def _strides(x: Tensor | None) -> tuple[int, ...]:
-    """Between batches, heads and positions, in elements or, for columns, in pairs."""
+def _strides(x: Tensor | None) -> list[int]:
+    """Between batches, heads and positions (or pairs of them), in units, which are pairs of bfloat16 or numbers."""
     if x is None:
-        return 0, 0, 0
-    return x.stride()[:3] if x.ndim == 4 else tuple(step // 2 for step in x.stride()[:3])
+        return [0, 0, 0]
+    return [step // (2 if x.dtype == torch.bfloat16 else 1) for step in x.stride()[:3]]
 
 
 def _masks(mask: AttentionMask) -> tuple[list[Tensor | None], int]:

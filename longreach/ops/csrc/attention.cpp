@@ -104,10 +104,11 @@ Workspace<T>& workspace() {
     return own;
 }
 
-// y[c][r] = factor[r] x[r][c]; rows of x from `x_rows` on are taken for zero, those of y from `y_rows` on are not written.
-// The rest of both are multiples of the lanes.
+// y[c][r] = x[r][c] for multiples of the lanes of both; rows of x from `x_rows` on are taken for zero, and those of y from
+// `y_rows` on are not written.
 template <class T>
-void turn(const T* x, int64_t x_row, int64_t x_rows, T* y, int64_t y_row, int64_t y_rows, int64_t rows, int64_t columns) {
+void turn(const T* x, int64_t x_row, int64_t x_rows, T* y, int64_t y_row, int64_t y_rows, int64_t rows,
+          int64_t columns) {
     constexpr int W = Vector<T>::lanes;
     for (int64_t r = 0; r < rows; r += W)
         for (int64_t c = 0; c < columns; c += W) {
@@ -175,7 +176,7 @@ void make_scores(const Problem<T>& problem, const Block<T>& block, const Tile& t
         T *scores = space.scores[j - tile.first], *cap_gradients = space.cap_gradients[j - tile.first];
         const bool all = tile.whole || meet(rule, block.extent, extent_of_key(rule, j)) == Meeting::all;
         const T relative = T(rule.key_position[j] - space.position[0]);
-        alignas(64) typename Exponential<T>::Integer meets[QUERIES];
+        alignas(64) typename BaseTwo<T>::Integer meets[QUERIES];
         if (!all) find_meetings(rule, j, space, meets);
         for (int64_t v = 0; v < block.columns; v += W) {
             Vec<T> score = load(scores + v);
@@ -214,7 +215,7 @@ INLINE Mask<T> kept(const Dropout& dropout, const uint32_t* hash, int64_t key) {
     return __builtin_convertvector((typename Hashes<T>::Signed)mixed >= dropout.threshold, Mask<T>);
 }
 
-// Rounds `rows` rows to pairs of neighbouring rows; one row of zeros is added to an odd number.
+// Rounds rows to pairs of neighbouring rows; one row of zeros is added to an odd number.
 template <class T>
 void round_pairs(T (*rows)[QUERIES], int64_t count, int64_t columns, Workspace<T>& space) {
     constexpr int W = Vector<T>::lanes;
@@ -236,7 +237,7 @@ void round_rows(const T (*rows)[QUERIES], int64_t count, int64_t columns, T (*lo
         }
 }
 
-// result^T (rows features) += factor columns^T weights, for a tile of weights.
+// Adds to the sums of the block, which are turned, what a tile of weights makes of the first `rows` features of `columns`.
 template <class Kind, class T>
 void gather(Tensor<T> columns, const Block<T>& block, const Problem<T>& problem, const Tile& tile, int64_t rows,
             T (*weights)[QUERIES], Workspace<T>& space) {
@@ -418,7 +419,8 @@ void sweep(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, int64
         if (gradients.value)
             scatter(space.scores, space.low_rows, problem.grad_columns, tile, T(1), value_width, gradients.value);
         if (gradients.key)
-            scatter(space.score_grads, space.low_rows, problem.query_columns, tile, problem.scale, width, gradients.key);
+            scatter(space.score_grads, space.low_rows, problem.query_columns, tile, problem.scale, width,
+                    gradients.key);
         if (gradients.query)
             gather<Kind>(problem.key_columns, block, problem, tile, width, space.score_grads, space);
     });
@@ -488,10 +490,29 @@ Problem<T> make_problem(const void* const* inputs, const int64_t* sizes, const d
         return Tensor<T>{static_cast<const T*>(inputs[i]), strides[0], strides[1], strides[2]};
     };
     const auto integers = [=](int i) { return static_cast<const int64_t*>(inputs[i]); };
-    Problem<T> problem = {sizes[0],  sizes[1],  sizes[2],  sizes[3],  sizes[4],  sizes[5],  sizes[6],
-                          tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), tensor(5), tensor(6),
-                          tensor(7), tensor(8), static_cast<const T*>(inputs[9]), T(numbers[0]), T(numbers[1]), T(numbers[2]),
-                          {numbers[2] != 1, int32_t(sizes[10]), scramble(uint32_t(sizes[11]))}, {}, {}};
+    Problem<T> problem = {sizes[0],
+                          sizes[1],
+                          sizes[2],
+                          sizes[3],
+                          sizes[4],
+                          sizes[5],
+                          sizes[6],
+                          tensor(0),
+                          tensor(1),
+                          tensor(2),
+                          tensor(3),
+                          tensor(4),
+                          tensor(5),
+                          tensor(6),
+                          tensor(7),
+                          tensor(8),
+                          static_cast<const T*>(inputs[9]),
+                          T(numbers[0]),
+                          T(numbers[1]),
+                          T(numbers[2]),
+                          {numbers[2] != 1, int32_t(sizes[10]), scramble(uint32_t(sizes[11]))},
+                          {},
+                          {}};
     const int64_t farthest = std::numeric_limits<int64_t>::max(), highest = sizes[8] ? sizes[8] - 1 : farthest;
     for (int64_t row = 0; row < sizes[9]; row++) {
         const auto at = [=](const auto* data, int64_t length) { return data ? data + row * length : nullptr; };

@@ -12,6 +12,7 @@
 // into blocks.  The states between blocks are kept for the adjoint, which walks through a block once more from there,
 // puts what it needs on the stack, and walks back.  Threads share tiles of (batch, channels), each in the same order.
 
+#include "exponential.h"
 #include "lanes.h"
 
 namespace {
