@@ -162,6 +162,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(tasks.TASKS, "packages", task)
     monkeypatch.setitem(systems.SMALL, "packages", systems.Small(Size(1, 16), 4, 8))
     monkeypatch.setenv("LONGREACH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "150")
     options = ["--steps", "2", "--threads", "1", "--device", "cpu"]
     return [*options, "--data", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
 
@@ -174,6 +175,7 @@ def test_systems_are_trained_once_and_shown(
     told = capsys.readouterr()
     assert "run 2 of 2: local on packages" in told.err
     assert "packages, local" in told.out
+    assert "Long Range Arena: accuracy in percent, here and as published" in told.out
     found = lra.read_results(out)
     assert [(result.system, result.steps) for result in found] == [("s4d", 2), ("local", 2)]
     assert all(result.majority_accuracy == pytest.approx(1 / 3) for result in found)
@@ -232,6 +234,11 @@ def test_tables_show_ours_above_the_published_and_nothing_else(tmp_path: Path) -
         assert [row["accuracy"] for row in csv.DictReader(file)][-1] == ""
     assert not (tmp_path / "packages.png").exists()
     assert (tmp_path / "arena.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_the_published_table() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "lra.md").read_text()
+    assert "\n".join(lra.markdown([]).splitlines()[2:]) in page
 
 
 def answers(system: str, lengths: list[int], options: SpeedOptions) -> list[SpeedCell]:

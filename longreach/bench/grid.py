@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
@@ -15,9 +16,13 @@ class Grid(NamedTuple):
 
     def table(self) -> Table:
         """For a terminal, without the title."""
-        table = Table()
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+            cells = [len(row[number]) for row in self.rows]
+            if number:  # headings may wrap, numbers must not
+                table.add_column(column, justify="right", min_width=max(cells, default=0))
+            else:
+                table.add_column(column)
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -78,8 +78,10 @@ def _notes(results: Sequence[ArenaResult]) -> list[str]:
 
 
 def tables(results: Sequence[ArenaResult]) -> RenderableType:
-    """For a terminal."""
-    drawn = [part for grid in grids(results) for part in (Text(grid.title), grid.table())]
+    """For a terminal, which has no room for sources."""
+    *others, arena = grids(results)
+    short = Grid(arena.title, arena.columns[:-1], [row[:-1] for row in arena.rows])
+    drawn = [part for grid in (*others, short) for part in (Text(grid.title), grid.table())]
     return Group(*drawn, *map(Text, _notes(results)))
 
 

@@ -46,7 +46,7 @@ class SpeedOptions:
 
     batch_size: int = 1
     threads: int = 0
-    limit: float = 15.0
+    limit: float = 8.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

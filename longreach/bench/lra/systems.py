@@ -43,7 +43,7 @@ class Small(NamedTuple):
     """Examples of the validation part while training."""
 
 
-SMALL = {"packages": Small(Size(2, 64), 8, 200)}
+SMALL = {"packages": Small(Size(2, 64), 8, 100)}
 SMALL_OTHER = Small(Size(4, 128), 32, 1000)
 LONG_WARMUP, SHORT_WARMUP, SHORT_MINUTES = 300, 20, 20
 """Steps of warm-up on a small budget, and below which number of minutes they are the fewer."""
