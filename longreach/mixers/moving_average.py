@@ -88,7 +88,8 @@ class MovingAverage(nn.Module):
         """Advance every average by one position, O(d n)."""
         u = x.to(state.window.dtype)
         if self.kernel_length is None:
-            y, averages = ops.modal_step(u, state.averages, *self._recurrence(), self.omega)
+            abar, bbar, C = self._recurrence()
+            y, averages = ops.modal_step(u, state.averages, abar, bbar, C, self.omega)
             return F.silu(y).to(x.dtype), MovingAverageState(averages, state.window)
         y, averages, window = modal_window_step(u, _complex(state.averages), state.window, self._system())
         return self._finish(x, y), MovingAverageState(averages.real.contiguous(), window)
@@ -113,9 +114,9 @@ class MovingAverage(nn.Module):
         return self.gamma * present * self.beta / self.gamma.shape[-1] ** 0.5, present * self.alpha.sigmoid()
 
     @of_weights
-    def _recurrence(self) -> tuple[Float[Tensor, "d n"], ...]:
+    def _recurrence(self) -> list[Float[Tensor, "d n"]]:
         """abar, bbar and C, which are real."""
-        return tuple(part.real.contiguous() for part in self._system().recurrence)
+        return [part.real.contiguous() for part in self._system().recurrence]
 
     @of_weights
     def _system(self) -> ops.ModalSystem:
