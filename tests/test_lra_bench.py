@@ -272,9 +272,11 @@ def test_speed_is_measured_in_a_process_of_its_own_and_once(
     told = capsys.readouterr()
     assert "1/1 transformer at 64" in told.err
     assert "training steps a second, relative to the Transformer" in told.out
-    (cell,) = lra.read_cells(tmp_path)
+    found = lra.read_speed(tmp_path)
+    assert found is not None
+    (cell,) = found.cells
     assert cell.seconds is not None
-    for name in ("speed.md", "speed.csv", "speed.png", "machine.json"):
+    for name in ("speed.md", "speed.csv", "speed.png"):
         assert (tmp_path / name).exists(), name
 
     def refuse(*arguments: object) -> None:
@@ -282,12 +284,13 @@ def test_speed_is_measured_in_a_process_of_its_own_and_once(
 
     monkeypatch.setattr(speed, "own_process", refuse)
     assert run([*command, "--lengths", "64"]) == 0
-    assert run(["lra", "speed", "--table", "--out", str(tmp_path)]) == 0
+    assert run(["lra", "speed", "--table", "--batch-size", "7", "--out", str(tmp_path)]) == 0  # not what was measured
+    assert found.options["batch_size"] == 1
     assert run([*command, "--lengths", "64", "--batch-size", "2"]) == 2
     assert "use the same options, or another folder" in capsys.readouterr().err
     (tmp_path / "speed.json").write_text(json.dumps({"cells": [{}]}))
     with pytest.raises(InputError, match=r"speed\.json is damaged"):
-        lra.read_cells(tmp_path)
+        lra.read_speed(tmp_path)
 
 
 def test_speed_is_told_relative_to_the_transformer(tmp_path: Path) -> None:

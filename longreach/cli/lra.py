@@ -1,6 +1,5 @@
 """`longreach lra WHAT`: the Long Range Arena: train systems on its tasks, show the tables, measure their speed."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from longreach.bench import lra
 from longreach.cli.bench import measuring
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
-from longreach.disk import replace_text
 from longreach.errors import InputError
-from longreach.training.run_folder import machine
 
 STOPPED = 130
 ALL = "all"
@@ -112,14 +109,13 @@ def _speed(chosen: Namespace, console: Console) -> int:
         with measuring(len(systems) * len(set(chosen.lengths))) as tell:
             for number, cell in enumerate(lra.measure_speed(systems, chosen.lengths, options, chosen.out), start=1):
                 tell(number, f"{cell.system} at {cell.length:,}")
-    cells = lra.read_cells(chosen.out)
-    if not cells:
+    found = lra.read_speed(chosen.out)
+    if found is None:
         raise InputError(f"nothing was measured in {chosen.out} yet; leave --table out")
-    console.print(lra.speed_tables(cells))
-    found = machine()
-    where = found["gpu"] or f"{found['processor']}, {options.threads or found['threads']} threads"
-    written = lra.write_speed(cells, chosen.out, f"batch {options.batch_size}, {where}")
-    replace_text(chosen.out / "machine.json", json.dumps(found, indent=1) + "\n")
+    console.print(lra.speed_tables(found.cells))
+    threads = found.options["threads"] or found.machine["threads"]
+    where = found.machine["gpu"] or f"{found.machine['processor']}, {threads} threads"
+    written = lra.write_speed(found.cells, chosen.out, f"batch {found.options['batch_size']}, {where}")
     for path in written:
         console.print(f"written: {path}", soft_wrap=True)
     return 0

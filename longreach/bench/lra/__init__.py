@@ -4,7 +4,7 @@ from longreach.bench.lra.published import PUBLISHED, PUBLISHED_SPEED, PublishedR
 from longreach.bench.lra.recipes import Recipe, Size
 from longreach.bench.lra.report import markdown, tables, write_files
 from longreach.bench.lra.runs import ArenaResult, read_results, run_system
-from longreach.bench.lra.speed import LENGTHS, SpeedCell, SpeedOptions, measure_speed, read_cells
+from longreach.bench.lra.speed import LENGTHS, SpeedCell, SpeedFile, SpeedOptions, measure_speed, read_speed
 from longreach.bench.lra.speed_report import speed_markdown, speed_tables, write_speed
 from longreach.bench.lra.systems import SYSTEMS, RunOptions, config_text, configure, recipe_of
 from longreach.bench.lra.tasks import ARENA, TASKS, task_of
@@ -23,13 +23,14 @@ __all__ = [
     "RunOptions",
     "Size",
     "SpeedCell",
+    "SpeedFile",
     "SpeedOptions",
     "config_text",
     "configure",
     "markdown",
     "measure_speed",
-    "read_cells",
     "read_results",
+    "read_speed",
     "recipe_of",
     "run_system",
     "speed_markdown",

@@ -28,7 +28,7 @@ class ArenaResult(NamedTuple):
     seconds: float
     parameters: int
     options: dict[str, Any]
-    """Of this command, and of the training."""
+    """Of the training."""
     machine: dict[str, Any]
     note: str = ""
 
@@ -41,11 +41,11 @@ def run_system(task: str, system: str, options: RunOptions, out: Path) -> ArenaR
     trained = train_cell(path, lambda: config_text(task, system, options))
     if trained is None:
         return None
-    write_result(path, _result(task, system, trained, options)._asdict())
+    write_result(path, _result(task, system, trained)._asdict())
     return read_result(path, ArenaResult)
 
 
-def _result(task: str, system: str, trained: TrainedCell, options: RunOptions) -> ArenaResult:
+def _result(task: str, system: str, trained: TrainedCell) -> ArenaResult:
     record = trained.folder.read_record()
     found = record.get("result", {})
     metrics = found.get("metrics") or {}
@@ -59,7 +59,7 @@ def _result(task: str, system: str, trained: TrainedCell, options: RunOptions) -
         steps=found.get("step", 0),
         seconds=round(found.get("seconds", 0.0), 1),
         parameters=record.get("model", {}).get("parameters", 0),
-        options={"budget": options.budget, **asdict(trained.experiment.training)},
+        options=asdict(trained.experiment.training),
         machine=machine(),
         note=trained.note,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -24,6 +24,7 @@ from longreach.bench.timing import median_seconds
 from longreach.disk import replace_text, writing
 from longreach.errors import InputError
 from longreach.training import read_model
+from longreach.training.run_folder import machine
 
 LENGTHS = (1024, 2048, 3072, 4096, 16384)
 SIZE = Size(layers=4, width=256, heads=4, expand=4)
@@ -74,7 +75,7 @@ def measure_speed(
         raise InputError(f"there is no system {unknown[0]!r}; choose from {', '.join(SYSTEMS)}")
     if not lengths or min(lengths) < 1 or options.batch_size < 1 or options.limit <= 0:
         raise InputError(f"lengths {list(lengths)} and batch_size must be at least 1, and limit more than 0")
-    cells = {(cell.system, cell.length): cell for cell in read_cells(out, options)}
+    cells = {(cell.system, cell.length): cell for cell in _known_cells(out, options)}
     for system in systems:
         wanted = sorted(set(lengths))
         yield from (cells[system, length] for length in wanted if (system, length) in cells)
@@ -85,30 +86,41 @@ def measure_speed(
             yield cell
 
 
-def read_cells(out: Path, options: SpeedOptions | None = None) -> list[SpeedCell]:
-    """The cells in a folder; with options, those that were measured with them, or InputError."""
+class SpeedFile(NamedTuple):
+    """What speed.json holds."""
+
+    options: dict[str, Any]
+    machine: dict[str, Any]
+    cells: list[SpeedCell]
+
+
+def read_speed(out: Path) -> SpeedFile | None:
+    """What was measured in a folder, where and how; None if nothing was.  Raises InputError if the file is damaged."""
     path = out / CELLS
     if not path.exists():
-        return []
+        return None
     try:
         found = json.loads(path.read_text())
-        cells = [SpeedCell(**cell) for cell in found["cells"]]
-        measured_with = found["options"]
+        return SpeedFile(found["options"], found["machine"], [SpeedCell(**cell) for cell in found["cells"]])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}; remove it, and everything is measured again") from error
-    if options is not None and measured_with != asdict(options):
+
+
+def _known_cells(out: Path, options: SpeedOptions) -> list[SpeedCell]:
+    """The cells in a folder, which must have been measured with these options."""
+    found = read_speed(out)
+    if found is not None and found.options != asdict(options):
         raise InputError(
-            f"{path} was measured with {measured_with}; use the same options, or another folder with --out"
+            f"{out / CELLS} was measured with {found.options}; use the same options, or another folder with --out"
         )
-    return cells
+    return [] if found is None else found.cells
 
 
 def _write_cells(out: Path, cells: list[SpeedCell], options: SpeedOptions) -> None:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    replace_text(
-        out / CELLS, json.dumps({"options": asdict(options), "cells": [cell._asdict() for cell in cells]}, indent=1)
-    )
+    found = {"options": asdict(options), "machine": machine(), "cells": [cell._asdict() for cell in cells]}
+    replace_text(out / CELLS, json.dumps(found, indent=1) + "\n")
 
 
 def _in_own_process(system: str, lengths: list[int], options: SpeedOptions) -> Iterator[SpeedCell]:
