@@ -43,7 +43,10 @@ MEGA_ROWS = {
 CHUNKS = {"path-x": 4096}
 CHUNK = 128
 OTHER_LR = 1e-3
-MEGA_DIFFERENCES = ("the learning rate falls by a cosine instead of linearly",)
+MEGA_DIFFERENCES = (
+    "the learning rate falls by a cosine instead of linearly",
+    "pixels are scaled as S4 scales them, in Pathfinder to [0, 1] instead of [-1, 1]",
+)
 
 
 class MegaSystem(NamedTuple):

@@ -45,7 +45,7 @@ def _text(unit: str, length: int, options: Mapping[str, object] = {}) -> Config:
 
 def _images(resolution: int) -> dict[Pipeline, Config]:
     recipe = {"recipe": {"resolution": resolution, "difficulty": "contour_length_14", "images": 200_000}}
-    return {"arena": {**recipe, "pixels": "tokens"}, "s4": {**recipe, "pixels": "centred"}}
+    return {"arena": {**recipe, "pixels": "tokens"}, "s4": {**recipe, "pixels": "unit"}}
 
 
 def _same(reading: Reading) -> dict[Pipeline, Reading]:
