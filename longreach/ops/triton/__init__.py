@@ -2,8 +2,9 @@
 
 For each operator there are two files.  `<operator>.py` holds what torch sees: operators of torch.library with their
 shapes and derivatives, and the launches.  It never imports Triton at its top, so that the package works, and is traced,
-without it.  `<operator>_kernels.py` holds the kernels, is imported by the first launch, and imports Triton.  Above every
-kernel stand `@triton.jit` and `@no_type_check`; the latter keeps the checks of annotations, in tests, away from it.
+without it.  `<operator>_kernels.py` holds the kernels, is imported by the first launch, and imports Triton.
+
+Above every kernel stand `@triton.jit` and `@no_type_check`; the latter keeps the checks of annotations, in tests, away.
 
     available.py    whether the kernels can run, and if not, why
     products.py     what kernels share
