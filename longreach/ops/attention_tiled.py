@@ -18,7 +18,7 @@ Axes: b batch, g key-value heads, r query heads of each, l queries, m keys, e an
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,32 +26,20 @@ from torch import Tensor
 
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import AttentionMask
+from longreach.ops.attention_operator import (
+    ARGUMENTS,
+    GRADIENT_ARGUMENTS,
+    N_INPUTS,
+    Options,
+    register_gradients,
+)
 from longreach.ops.attention_tiles import Tile, rows_of_tiles
-from longreach.ops.differentiable_once import second_derivative_message
 
 LOG2_E = math.log2(math.e)
 TILE = 2**19
 """About so many scores, of all heads, make a tile: enough to hide what calls cost, few enough to stay in the cache."""
 SIDES = (64, 512)
 """The shortest and the longest side of a tile."""
-
-
-ARGUMENTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? alibi_slopes, Tensor? bias, "  # with derivatives
-    "bool causal, int? window, Tensor? key_mask, Tensor? query_segment, Tensor? key_segment, "
-    "Tensor? query_position, Tensor? key_position, "  # AttentionMask
-    "float scale, float? softcap, float dropout, Tensor? dropout_seed"  # Options
-)
-N_INPUTS = 5
-
-
-class Options(NamedTuple):
-    """What is neither a tensor with a derivative nor a mask."""
-
-    scale: float
-    softcap: float | None
-    dropout: float
-    dropout_seed: Tensor | None
 
 
 def tiled_attention(
@@ -85,7 +73,7 @@ def _allocate(*arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     "longreach::tiled_attention_gradients",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor output, Tensor softmax, bool[] needed, {ARGUMENTS}) -> Tensor[]",
+    schema=f"({GRADIENT_ARGUMENTS}) -> Tensor[]",
 )
 def _gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
     """The gradients of those of the five inputs that need one."""
@@ -101,25 +89,7 @@ def _allocate_gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: l
     return [torch.empty_like(x) for x, wanted in zip(arguments[:N_INPUTS], needed, strict=True) if wanted]
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *(x if isinstance(x, Tensor) else None for x in inputs))
-    ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    output, softmax, *tensors = ctx.saved_tensors
-    arguments = [option if tensor is None else tensor for tensor, option in zip(tensors, ctx.options, strict=True)]
-    needed = list(ctx.needs_input_grad[:N_INPUTS])
-    found = iter(_gradients(grad, output, softmax, needed, *arguments))
-    return tuple(next(found) if wanted else None for wanted in needed) + (None,) * (len(arguments) - N_INPUTS)
-
-
-def _refuse_backward(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(second_derivative_message("attention"))
-
-
-_forward.register_autograd(_backward, setup_context=_save_for_backward)
-_gradients.register_autograd(_refuse_backward)
+register_gradients(_forward, _gradients)
 
 
 class _Problem:
