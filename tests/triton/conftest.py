@@ -46,6 +46,16 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is launched: for tests that count `variants`, asked for before them, of more shapes than time allows."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    for cls in (JITFunction, InterpretedFunction):
+        monkeypatch.setattr(cls, "run", lambda *args, **kwargs: None)
+
+
+@pytest.fixture
 def variants(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     """What a GPU of the Hopper generation would compile for the launches of a test: kernel, and the rest of its key.
 
