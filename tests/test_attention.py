@@ -157,7 +157,7 @@ def compare(backend: str, l: int, m: int, mask: AttentionMask, options: dict[str
         torch.testing.assert_close(a, e, **TOLERANCE)
 
 
-FAST = [name for name in attention.backends if name != "reference"]
+FAST = [name for name in attention.backends if name not in ("reference", "triton")]  # that has tests of its own
 
 
 @pytest.mark.parametrize(("l", "m"), LENGTHS)
@@ -237,7 +237,7 @@ def test_huge_scores_do_not_overflow() -> None:
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", attention.backends)
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_who_sees_nobody_gets_zero_and_no_gradient(backend: str) -> None:
     inputs = triple(9, 9, value_width=5)
     y = run(backend, inputs, AttentionMask(key_mask=torch.zeros(2, 9, dtype=torch.bool)), {})

@@ -92,7 +92,7 @@ def _gradients(grad: Tensor, output: Tensor, kept: Tensor, needed: list[bool], *
             if needed[1] or needed[2]:
                 _gradient_of_keys(problem, (kept, grad, delta, found[1], found[2]))
         if slopes is not None and slope_grad is not None:
-            found.append(slope_grad.sum((0, 2)).to(slopes.dtype))
+            found.append(slope_grad.sum((0, 2), dtype=torch.float64).to(slopes.dtype))
     return [x for x, wanted in zip(found, needed, strict=False) if wanted]
 
 
