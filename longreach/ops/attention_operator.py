@@ -7,7 +7,6 @@ the gradients, (output, kept), the other the gradients of those of the first N_I
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.library import CustomOpDef
 
 from longreach.ops.differentiable_once import second_derivative_message
 
@@ -30,8 +29,8 @@ class Options(NamedTuple):
     dropout_seed: Tensor | None
 
 
-def register_gradients(forward: CustomOpDef, gradients: CustomOpDef) -> None:
-    """Make `gradients` the derivative of `forward`, and refuse to differentiate it."""
+def register_gradients(forward: Any, gradients: Any) -> None:
+    """Make one custom operator, `gradients`, the derivative of another, `forward`, and refuse to differentiate it."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*output, *(x if isinstance(x, Tensor) else None for x in inputs))

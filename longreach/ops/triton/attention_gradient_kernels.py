@@ -1,6 +1,6 @@
 """The backward pass of attention in Triton, without atomics, and so with the same bits every time.
 
-    P = exp(S - log sum)     dV = (P kept)^T dY     dP = (dY V^T) kept     dS = P (dP - delta)     delta = sum_f dY Y
+    P = exp(S - max) / sum   dV = (P kept)^T dY     dP = (dY V^T) kept     dS = P (dP - delta)     delta = sum_f dY Y
     dQ = scale dS K          dK = scale dS^T Q
 
 `gradient_of_queries` has BM queries and walks over keys, `gradient_of_keys` has BN keys and walks over the queries of
@@ -21,11 +21,11 @@ from longreach.ops.triton.products import product
 
 @triton.jit
 @no_type_check
-def gradient_of_scores(products, gradient, log_total, delta, queries, keys, terms, sizes,
+def gradient_of_scores(products, gradient, maximum, inverse, delta, queries, keys, terms, sizes,
                        MASKED: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Weights, after dropout but for its factor; gradients of scores before the soft-cap, and after it."""
     scores, bounded = scores_of(products, queries, keys, terms, sizes, MASKED, C)
-    weights = tl.exp2(scores - log_total)
+    weights = tl.exp2(scores - maximum) * inverse
     gradient *= terms.keep
     dropped = weights
     if terms.seed is not None:
@@ -42,7 +42,7 @@ def gradient_of_scores(products, gradient, log_total, delta, queries, keys, term
 @no_type_check
 def add_keys(state, start, stop, fixed, MASKED: tl.constexpr, C: tl.constexpr):
     """The gradients of queries and slopes with what keys `start` to `stop` contribute."""
-    query, grad, log_total, delta, queries, batch, key, key_row, value, value_row, given, terms, strides, sizes = fixed
+    query, grad, sums, delta, queries, batch, key, key_row, value, value_row, given, terms, strides, sizes = fixed
     query_grad, slope_grad = state
     for first in range(start, stop, C.BN):
         index = first + tl.arange(0, C.BN)
@@ -52,7 +52,17 @@ def add_keys(state, start, stop, fixed, MASKED: tl.constexpr, C: tl.constexpr):
         columns = fetch(value, index, value_row, sizes[1], C.VALUE_WIDTH, C.F, MASKED, True)
         gradient = product(grad, columns, tl.zeros([C.BM, C.BN], tl.float32), C.PRECISION)
         _, before, after = gradient_of_scores(
-            products, gradient, log_total[:, None], delta[:, None], queries, keys, terms, sizes, MASKED, C
+            products,
+            gradient,
+            sums[0][:, None],
+            sums[1][:, None],
+            delta[:, None],
+            queries,
+            keys,
+            terms,
+            sizes,
+            MASKED,
+            C,
         )
         if terms.slopes is not None:
             slope_grad -= tl.sum(after * tl.abs(queries.position - keys.position).to(tl.float32), 1)
@@ -68,7 +78,7 @@ def gradient_of_queries(
     n_total, C: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of queries, that of the slopes by each query, and delta, for the other kernel."""
-    query, key, value, output, log_total, grad, delta, query_grad, slope_grad = tensors
+    query, key, value, output, sums, grad, delta, query_grad, slope_grad = tensors
     strides, sizes = (bias_batch, bias_head, bias_row, bias_column), (n_queries, n_keys, n_heads, window)
     block, batch, head, group, index, exists = place(n_splits, n_queries, n_heads, n_groups, C)
     start, inner, outer, stop = extent(block, batch, given, sizes, n_splits, C)
@@ -81,10 +91,10 @@ def gradient_of_queries(
     output = fetch(output + row * C.VALUE_WIDTH, index, C.VALUE_WIDTH, n_queries, C.VALUE_WIDTH, C.F, True, False)
     difference = tl.sum(grad.to(tl.float32) * output.to(tl.float32), 1)
     tl.store(delta + row + index, difference, mask=exists)
-    log_sum = tl.load(log_total + row + index, mask=exists, other=float("inf"))
+    sums = sums_of(sums + row, index, n_total, exists)
     key += (batch * key_batch + group.to(tl.int64) * key_head) * C.UNIT
     value += (batch * value_batch + group.to(tl.int64) * value_head) * C.UNIT
-    fixed = (query, grad, log_sum, difference, queries, batch, key, key_row * C.UNIT, value, value_row * C.UNIT,
+    fixed = (query, grad, sums, difference, queries, batch, key, key_row * C.UNIT, value, value_row * C.UNIT,
              given, terms, strides, sizes)  # fmt: skip
     state = tl.zeros([C.BM, C.E], tl.float32), tl.zeros([C.BM], tl.float32)
     if C.PLAIN:
@@ -100,6 +110,14 @@ def gradient_of_queries(
 
 @triton.jit
 @no_type_check
+def sums_of(sums, index, distance, exists):
+    """Maximum and inverse sum of each row; such that all weights are zero where there is none."""
+    maximum = tl.load(sums + index, mask=exists, other=float("inf"))
+    return maximum, tl.load(sums + distance + index, mask=exists, other=0.0)
+
+
+@triton.jit
+@no_type_check
 def write(pointer, index, block, exists, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of a matrix without gaps."""
     wide = tl.arange(0, BLOCK)[None, :]
@@ -110,12 +128,12 @@ def write(pointer, index, block, exists, WIDTH: tl.constexpr, BLOCK: tl.constexp
 @no_type_check
 def add_queries(state, start, stop, fixed, head, MASKED: tl.constexpr, C: tl.constexpr):
     """The gradients of keys and values with what queries `start` to `stop` of one head contribute; tiles are turned."""
-    key, value, keys, batch, query, query_row, grad, log_total, delta, given, terms, strides, sizes = fixed
+    key, value, keys, batch, query, query_row, grad, sums, distance, delta, given, terms, strides, sizes = fixed
     key_grad, value_grad = state
     for first in range(start, stop, C.BM):
         index = first + tl.arange(0, C.BM)
         exists = index < sizes[0]
-        log_sum = tl.load(log_total + index, mask=exists, other=float("inf"))
+        maximum, inverse = sums_of(sums, index, distance, exists)
         difference = tl.load(delta + index, mask=exists, other=0.0)
         queries = queries_at(index[None, :], batch, head, given, terms, strides, sizes)
         block = fetch(query, index, query_row, sizes[0], C.WIDTH, C.E, MASKED, False)
@@ -123,7 +141,17 @@ def add_queries(state, start, stop, fixed, head, MASKED: tl.constexpr, C: tl.con
         rows = fetch(grad, index, C.VALUE_WIDTH, sizes[0], C.VALUE_WIDTH, C.F, MASKED, False)
         gradient = product(value, tl.trans(rows), tl.zeros([C.BN, C.BM], tl.float32), C.PRECISION)
         weights, before, _ = gradient_of_scores(
-            products, gradient, log_sum[None, :], difference[None, :], queries, keys, terms, sizes, MASKED, C
+            products,
+            gradient,
+            maximum[None, :],
+            inverse[None, :],
+            difference[None, :],
+            queries,
+            keys,
+            terms,
+            sizes,
+            MASKED,
+            C,
         )
         value_grad = product(weights.to(rows.dtype), rows, value_grad, C.PRECISION)
         key_grad = product(before.to(block.dtype), block, key_grad, C.PRECISION)
@@ -138,7 +166,7 @@ def gradient_of_keys(
     n_total, C: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of keys and values."""
-    query, key, value, log_total, grad, delta, key_grad, value_grad = tensors
+    query, key, value, sums, grad, delta, key_grad, value_grad = tensors
     strides, sizes = (bias_batch, bias_head, bias_row, bias_column), (n_queries, n_keys, n_heads, window)
     n_blocks, repeats = tl.cdiv(n_keys, C.BN), n_heads // n_groups
     block, outer = tl.program_id(0) % n_blocks, (tl.program_id(0) // n_blocks).to(tl.int64)
@@ -154,8 +182,8 @@ def gradient_of_keys(
     for head in range(group * repeats, (group + 1) * repeats):
         row = (batch * n_heads + head) * n_queries
         rows = query + (batch * query_batch + head * query_head) * C.UNIT
-        fixed = (key, value, keys, batch, rows, query_row * C.UNIT, grad + row * C.VALUE_WIDTH, log_total + row,
-                 delta + row, given, terms, strides, sizes)  # fmt: skip
+        fixed = (key, value, keys, batch, rows, query_row * C.UNIT, grad + row * C.VALUE_WIDTH, sums + row,
+                 n_total, delta + row, given, terms, strides, sizes)  # fmt: skip
         state = walk_queries(state, spans, fixed, head, C)
     row, exists = outer * n_keys, index < n_keys
     write(key_grad + row * C.WIDTH, index, state[0] * terms.scale, exists, C.WIDTH, C.E)

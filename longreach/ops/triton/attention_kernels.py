@@ -1,8 +1,9 @@
 """The forward pass of attention in Triton: FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691).
 
 A program has BM queries of a head and walks over the keys that some of them may see, BN at a time, with a running
-maximum, a running sum and a running result, as longreach.ops.attention_tiled does; it leaves the logarithm of the sum
-for the gradients.  Tiles in which everyone sees everyone are not masked.
+maximum, a running sum and a running result, as longreach.ops.attention_tiled does; for the gradients it leaves the
+maximum and the inverse sum, two numbers for the same reason as there.  Tiles in which everyone sees everyone are not
+masked.
 
 With few queries (SPLIT) a program has all queries of all heads that share a key-value head, and a part of the keys;
 `combine` puts the parts together.
@@ -94,18 +95,19 @@ def extent(block, batch, given, sizes, n_splits, C: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def store(state, row, exists, output, log_total, terms, C: tl.constexpr):
-    """The result and log2 of the sum, of rows that exist; who saw nothing gets zero, and a sum that hides it later."""
+def store(state, row, exists, output, sums, distance, terms, C: tl.constexpr):
+    """The results of rows that exist, and their sums of exponentials: maximum, and inverse sum (of a part: sum)."""
     maximum, total, result = state
     blind = total == 0.0
-    log_sum = tl.where(
-        blind, float("-inf") if C.SPLIT else float("inf"), maximum + tl.log2(tl.where(blind, 1.0, total))
-    )
-    factor = terms.keep / tl.where(blind, 1.0, total)
+    inverse = 1.0 / tl.where(blind, 1.0, total)
     wide = tl.arange(0, C.F)[None, :]
     target = output + row.to(tl.int64)[:, None] * C.VALUE_WIDTH + wide
-    tl.store(target, result * factor[:, None], mask=exists[:, None] & (wide < C.VALUE_WIDTH))
-    tl.store(log_total + row, log_sum, mask=exists)
+    result = result * (terms.keep * inverse)[:, None]
+    tl.store(target, result, mask=exists[:, None] & (wide < C.VALUE_WIDTH))
+    if not C.SPLIT:
+        maximum, total = tl.where(blind, 0.0, maximum), tl.where(blind, 0.0, inverse)
+    tl.store(sums + row, maximum, mask=exists)
+    tl.store(sums + distance + row, total, mask=exists)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -115,8 +117,8 @@ def forward(
     value_row, bias_batch, bias_head, bias_row, bias_column, n_queries, n_keys, n_heads, n_groups, window, n_splits,
     n_total, C: tl.constexpr,
 ):  # fmt: skip
-    """Writes the result and log2 of the sum of exponentials; with SPLIT, of each part, in float32, the parts first."""
-    query, key, value, output, log_total = tensors
+    """Writes the results and sums; with SPLIT, of each part, in float32, the parts first."""
+    query, key, value, output, sums = tensors
     bias_strides, sizes = (bias_batch, bias_head, bias_row, bias_column), (n_queries, n_keys, n_heads, window)
     block, batch, head, group, index, exists = place(n_splits, n_queries, n_heads, n_groups, C)
     start, inner, outer, stop = extent(block, batch, given, sizes, n_splits, C)
@@ -136,28 +138,27 @@ def forward(
     else:
         state = attend(state, start, stop, fixed, True, C)
     row = (batch * n_heads + head) * n_queries + index
-    if C.SPLIT:
-        row += (tl.program_id(0) % n_splits).to(tl.int64) * n_total
-    store(state, row, exists, output, log_total, terms, C)
+    row += (tl.program_id(0) % n_splits).to(tl.int64) * n_total
+    store(state, row, exists, output, sums, (batch * 0 + n_splits) * n_total, terms, C)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 @no_type_check
-def combine(parts, log_totals, output, log_total, n_splits, n_total, WIDTH: tl.constexpr, F: tl.constexpr):
+def combine(parts, part_sums, output, sums, n_splits, n_total, WIDTH: tl.constexpr, F: tl.constexpr):
     """One row: the parts weighted by their shares of the sum of exponentials."""
     row, wide = tl.program_id(0).to(tl.int64), tl.arange(0, F)
-    step = row * 0 + n_total
-    maximum = tl.load(log_totals + row)
+    step, maximum = row * 0 + n_total, tl.load(part_sums + row)
     for part in range(1, n_splits):
-        maximum = tl.maximum(maximum, tl.load(log_totals + row + part * step))
-    blind = maximum == float("-inf")
-    shift = tl.where(blind, 0.0, maximum)
-    total, result = 0.0, tl.zeros([F], tl.float32)
+        maximum = tl.maximum(maximum, tl.load(part_sums + row + part * step))
+    shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+    total, result = shift * 0.0, tl.zeros([F], tl.float32)
     for part in range(n_splits):
         place = row + part * step
-        share = tl.exp2(tl.load(log_totals + place) - shift)
+        share = tl.exp2(tl.load(part_sums + place) - shift) * tl.load(part_sums + n_splits * step + place)
         total += share
         result += share * tl.load(parts + place * WIDTH + wide, mask=wide < WIDTH, other=0.0)
-    total = tl.where(blind, 1.0, total)
-    tl.store(output + row * WIDTH + wide, result / total, mask=wide < WIDTH)
-    tl.store(log_total + row, tl.where(blind, float("inf"), shift + tl.log2(total)))
+    blind = total == 0.0
+    inverse = 1.0 / tl.where(blind, 1.0, total)
+    tl.store(output + row * WIDTH + wide, result * inverse, mask=wide < WIDTH)
+    tl.store(sums + row, shift)
+    tl.store(sums + step + row, tl.where(blind, 0.0, inverse))

@@ -132,6 +132,16 @@ class Problem:
         return self.query, self.key, self.value
 
     @property
+    def n_total(self) -> int:
+        """The queries of all rows and heads."""
+        return self.b * self.h * self.l
+
+    @property
+    def width(self) -> int:
+        """Of keys or values, whichever are wider."""
+        return max(self.e, self.f)
+
+    @property
     def few(self) -> bool:
         """Whether there are so few queries that the keys are split."""
         return self.h // self.g * self.l <= FEW_ROWS
@@ -146,14 +156,18 @@ class Problem:
     def given(self, tile: Tiling | None, *, of_keys: bool = False) -> Given:
         """For one kernel; without a tiling nothing says where to look."""
         mask = self.mask
-        tables = (mask.query_position, mask.key_position, mask.query_segment, mask.key_segment, mask.key_mask)
-        ranges = None
-        if tile is not None and any(table is not None for table in tables):
+        tables = [
+            self.per_row(table)
+            for table in (mask.query_position, mask.key_position, mask.query_segment, mask.key_segment)
+        ]
+        key_mask, ranges = self.per_row(mask.key_mask), None
+        if tile is not None and any(table is not None for table in (*tables, key_mask)):
             located = mask.located(self.l, self.m, self.query.device)
             spans = spans_of_tiles(located, (self.l, self.m), (tile.queries, tile.keys), of_keys=of_keys)
             ranges = self.per_row(spans.to(torch.int32))
-        *numbers, key_mask = (self.per_row(table) for table in tables)
-        return Given(*numbers, None if key_mask is None else key_mask.view(torch.uint8), ranges)
+        return Given(
+            tables[0], tables[1], tables[2], tables[3], None if key_mask is None else key_mask.view(torch.uint8), ranges
+        )
 
     def per_row(self, table: Shaped[Tensor, "#b ..."] | None) -> Shaped[Tensor, "b ..."] | None:
         """A table of the mask, for every row of the batch, without gaps."""
