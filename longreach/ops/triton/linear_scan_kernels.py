@@ -118,8 +118,9 @@ def carry(initial, factors, totals, channels, n_chunks, COMPLEX: tl.constexpr, B
     for first in range(0, n_chunks, AHEAD):
         loaded = ()
         for k in tl.static_range(AHEAD):
-            at = (batch * n_chunks + first + k) * channels + channel
-            there = inside & (first + k < n_chunks)
+            chunk = tl.full([BLOCK], k, tl.int64) + first
+            at = (batch * n_chunks + chunk) * channels + channel
+            there = inside & (chunk < n_chunks)
             loaded += ((at, there, read(factors, at, there, COMPLEX, WIDE), read(totals, at, there, COMPLEX, WIDE)),)
         for k in tl.static_range(AHEAD):
             at, there, (f_re, f_im), (t_re, t_im) = loaded[k]
