@@ -19,9 +19,9 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.fft_conv import Plan, fft_conv, linear_plan
 from longreach.ops.long_conv_native import DTYPES, native_long_conv
-from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.native import refusal
 from longreach.ops.triton import available
 from longreach.ops.triton.long_conv import DTYPES as TRITON_DTYPES
@@ -198,14 +198,14 @@ def _triton(
     _check_period(period, u.shape[-1])
     filters = _by_lag(u.shape[-1], kernel, reverse_kernel, reverse_lag, period)
     skip = None if skip is None else skip.float()
-    arguments = (None if x is None else differentiable_once(x, "long_conv") for x in (u, filters, skip, gate_before, gate_after))
+    arguments = (
+        None if x is None else differentiable_once(x, "long_conv") for x in (u, filters, skip, gate_before, gate_after)
+    )
     return triton_long_conv(*arguments)
 
 
-def _by_lag(
-    length: int, kernel: Tensor, reverse: Tensor | None, reverse_lag: int, period: int | None
-) -> Tensor:
-    """What every lag is multiplied with, up to `length` - 1, in float32: of the past, and of the future if there is any.
+def _by_lag(length: int, kernel: Tensor, reverse: Tensor | None, reverse_lag: int, period: int | None) -> Tensor:
+    """What every lag is multiplied with, up to `length` - 1, in float32: of the past and of the future, if any.
 
     On a circle an input is met once in the past, or one turn later in the future, whatever the period is.
     """

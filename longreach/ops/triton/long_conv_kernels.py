@@ -13,8 +13,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from longreach.ops.triton.long_conv_transform import converted, inverse, multiply, transform
-
+from longreach.ops.triton.long_conv_transform import anew, converted, inverse, multiply, transform
 
 SIZES = ["batch", "length", "batch_stride", "channel_stride"]
 """Of the signals: run-time arguments, for which nothing is compiled anew."""
@@ -25,11 +24,11 @@ SIZES = ["batch", "length", "batch_stride", "channel_stride"]
 def _places(first, sizes, N1: tl.constexpr, N2: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr):
     """Where the samples of rows from `first` on are in the channel of the program, and which of them there are."""
     batch, length, batch_stride, channel_stride = sizes
-    column = tl.arange(0, ROWS * N2)[None, :]
-    sample = tl.arange(0, N1)[:, None] * N2 + column % N2
+    column = tl.arange(0, ROWS * N2)[None, :].to(tl.int64)
+    sample = tl.arange(0, N1)[:, None].to(tl.int64) * N2 + column % N2
     row = first + column // N2
     start = tl.program_id(0).to(tl.int64) * channel_stride * UNIT
-    return start + row.to(tl.int64) * batch_stride * UNIT + sample, (sample < length * UNIT) & (row < batch)
+    return start + row * batch_stride * UNIT + sample, (sample < length * UNIT) & (row < batch)
 
 
 @triton.jit
@@ -53,7 +52,7 @@ def _frequencies(N1: tl.constexpr, N2: tl.constexpr, ROWS: tl.constexpr):
 @no_type_check
 def _filter(filters, N1: tl.constexpr, N2: tl.constexpr, ROWS: tl.constexpr):
     """The spectrum of the program's channel, for every row."""
-    at = _frequencies(N1, N2, ROWS)
+    filters, at = anew(filters), _frequencies(N1, N2, ROWS)
     return tl.load(filters + at), tl.load(filters + tl.num_programs(0).to(tl.int64) * (N1 * N2) + at)
 
 
@@ -108,7 +107,7 @@ def spectrum(
     REAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The spectrum of the filters times `scale`; the second row of the batch, if there is one, looks into the future."""
+    """The spectrum of the filters times `scale`; the second row of the batch, if any, looks into the future."""
     source, target = signals
     sizes = batch, length, batch_stride, channel_stride
     contiguous, plane = _contiguous(sizes)
@@ -179,7 +178,6 @@ def _adjoint_rows(
     contiguous, plane = _contiguous(sizes)
     at, inside = _places(first, sizes, N1, N2, ROWS, UNIT)
     out, _ = _places(first, contiguous, N1, N2, ROWS, UNIT)
-    k_re, k_im = _filter(filters, N1, N2, ROWS)
     v_im = _imaginary(u, plane * UNIT, at, inside, REAL)
     v_re, v_im = transform(_gated(u, before, at, inside), v_im, tables, N1, N2, ROWS, REAL, PRECISION)
     x = tl.load(grad + out, mask=inside, other=0.0).to(tl.float32)
@@ -189,11 +187,13 @@ def _adjoint_rows(
     g_im = _imaginary(grad, plane * UNIT, out, inside, REAL)
     g_re, g_im = transform(x, g_im, tables, N1, N2, ROWS, REAL, PRECISION)
     if grad_after is not None:
+        k_re, k_im = _filter(filters, N1, N2, ROWS)
         re, im = multiply(v_re, v_im, k_re, k_im)
         re, im = inverse(re, im, tables, N1, N2, ROWS, REAL, PRECISION)
         if REAL:
             re *= tl.load(grad + out, mask=inside, other=0.0).to(tl.float32)
         _store_planes(grad_after, plane * UNIT, re, im, out, inside, REAL)
+    k_re, k_im = _filter(filters, N1, N2, ROWS)
     re, im = multiply(g_re, g_im, k_re, -k_im)
     re, im = inverse(re, im, tables, N1, N2, ROWS, REAL, PRECISION)
     if grad_before is not None:

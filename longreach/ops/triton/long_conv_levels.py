@@ -5,7 +5,7 @@ each of the L frequencies k0:
 
     Z[k0, m] = exp(-2 pi i m (k0 - q) / N) sum_n0 exp(-2 pi i n0 (k0 - q) / L) x[n0, m],      q = 1/4 at the first level
 
-`enter` does that, `leave` its adjoint.  At the first level x is real, gated where it is read and where it is written, and
+`enter` does that, `leave` its adjoint.  At the first level x is real, gated where it is read and written, and
 only the real part comes back; at others Z is changed in place, which has (row, k0, m) and two planes.
 The factor in front is the product of one for every block of columns and one for the columns in a block.
 """
@@ -17,7 +17,6 @@ import triton.language as tl
 
 from longreach.ops.triton.long_conv_transform import converted, left, left_adjoint, matrix, multiply
 
-
 SIZES = ["channels", "length", "batch_stride", "channel_stride", "out_stride", "blocks", "plane"]
 """Of the signals: run-time arguments, for which nothing is compiled anew."""
 
@@ -25,7 +24,7 @@ SIZES = ["channels", "length", "batch_stride", "channel_stride", "out_stride", "
 @triton.jit
 @no_type_check
 def _columns(sizes, L: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr):
-    """Where the program's samples are in the real signal, in signals that are contiguous, and in Z, and which there are."""
+    """Where the program's samples are in the real signal, in contiguous signals, and in Z, and which there are."""
     channels, length, batch_stride, channel_stride, out_stride, blocks = sizes
     block, row = (tl.program_id(0) % blocks).to(tl.int64), (tl.program_id(0) // blocks).to(tl.int64)
     n0 = tl.arange(0, L)[:, None].to(tl.int64)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WHOLE = 8192
+WHOLE = 4096
 """The longest transform that one program does."""
 LONGEST = 1 << 26
 """Samples that two outer levels reach."""
@@ -43,6 +43,18 @@ def make_plan(length: int) -> Plan:
         outer = (max(ratio, 16),) if ratio <= 128 else (root, ratio // root)
     bits = (size // math.prod(outer)).bit_length() - 1
     return Plan(outer, (1 << bits // 2, 1 << (bits + 1) // 2))
+
+
+def precision(dtype: torch.dtype, plan: Plan) -> str:
+    """How factors are rounded in products.
+
+    A result is rounded eight times on its way, so the digits of the inputs are too few: bfloat16 is multiplied as tf32,
+    float16 as float32, which also has the range that the spectra of its numbers need.  Short transforms in float32 cost
+    little, so nothing is rounded there.
+    """
+    if dtype == torch.bfloat16:
+        return "tf32"
+    return "ieee" if max(plan.inner) <= 32 and not plan.outer else "tf32x3"
 
 
 def _phases(n_frequencies: int, samples: Tensor, size: int, quarter: int) -> Tensor:

@@ -15,8 +15,7 @@ What does not fit into one program has outer levels (`enter`, `leave`) of the sa
 transforms, without the quarter turn, of complex rows.
 
 A program holds ROWS rows of a channel side by side as (N1, ROWS N2), which is (N1 ROWS, N2) without moving anything.
-Complex numbers are two planes, real parts first.  Signals are (batch, channel, length), samples side by side.  Sizes are
-in units of UNIT samples, so that the compiler sees that addresses are divisible.
+Complex numbers are two planes, real parts first.
 
 Axes: n1 and n2 samples, k1 and k2 frequencies of the two factors, all of them powers of two.
 """
@@ -42,7 +41,7 @@ def _rounded(x, BITS: tl.constexpr):
 @no_type_check
 def converted(x, DTYPE: tl.constexpr):
     """To the nearest number of another dtype; by itself the interpreter cuts digits off for bfloat16."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         x = _rounded(x, 16)
     return x.to(DTYPE)
 
@@ -50,15 +49,13 @@ def converted(x, DTYPE: tl.constexpr):
 @triton.jit
 @no_type_check
 def _product(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a b, of factors rounded to "bf16" or to "tf32", or nearly exact ("tf32x3").
+    """accumulator + a b, of factors rounded to "tf32", hardly ("tf32x3") or not at all ("ieee").
 
     Tensor cores cut off what tf32 does not hold, which eight times in a row is a bias, so it is rounded before.
     """
-    if PRECISION == "bf16":
-        y = product(converted(a, tl.bfloat16), converted(b, tl.bfloat16), accumulator, "ieee")
-    elif PRECISION == "tf32":
+    if PRECISION == "tf32":
         y = product(_rounded(a, 13), _rounded(b, 13), accumulator, "tf32")
-    elif INTERPRETED:  # what the compiler makes of "tf32x3"
+    elif INTERPRETED and PRECISION == "tf32x3":  # what the compiler makes of "tf32x3"
         a_high, b_high = _rounded(a, 13), _rounded(b, 13)
         y = product(_rounded(a - a_high, 13), b_high, accumulator, "tf32")
         y = product(a_high, _rounded(b - b_high, 13), y, "tf32")
@@ -66,6 +63,19 @@ def _product(a, b, accumulator, PRECISION: tl.constexpr):
     else:
         y = product(a, b, accumulator, PRECISION)
     return y
+
+
+@triton.jit
+@no_type_check
+def anew(tables):
+    """The same address, of which the compiler does not know it.
+
+    It would keep in registers, of which there are not enough, what can be read again from the first-level cache.
+    """
+    if not INTERPRETED:
+        zero = tl.inline_asm_elementwise("mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+        tables += tl.multiple_of(zero, 16)
+    return tables
 
 
 @triton.jit
@@ -140,6 +150,7 @@ def transform(
     PRECISION: tl.constexpr,
 ):
     """(N1, ROWS N2) samples to (N1 ROWS, N2) frequencies; of real samples `im` is not looked at."""
+    tables = anew(tables)
     f_re, f_im = matrix(tables, N1, N1)
     re, im = left(f_re, f_im, re, im, REAL, PRECISION)
     t_re, t_im = _twiddles(tables, N1, N2, ROWS)
@@ -162,6 +173,7 @@ def inverse(
     PRECISION: tl.constexpr,
 ):
     """N times the inverse of `transform`; only the real part if REAL."""
+    tables = anew(tables)
     f_re, f_im = matrix(tables + 2 * N1 * (N1 + N2), N2, N2)
     re, im = _right(re, im, f_re, -f_im, PRECISION)
     re, im = tl.reshape(re, (N1, ROWS * N2)), tl.reshape(im, (N1, ROWS * N2))
