@@ -99,7 +99,7 @@ def tiling(kernel: str, dtype: torch.dtype, width: int, n_rows: int) -> Tiling:
     """Of one of the kernels forward, queries, keys and split; `n_rows` matters to the last alone."""
     if kernel != "split":
         return TILINGS[kernel, dtype.itemsize, max(64, padded(width))]
-    keys = max(32, min(128, 2**15 // dtype.itemsize // max(64, padded(width))))
+    keys = max(16, min(128, 2**14 // dtype.itemsize // max(64, padded(width))))
     return Tiling(16 if n_rows <= 16 else FEW_ROWS, keys, 4, 2)
 
 
