@@ -12,6 +12,7 @@ import longreach.ops
 from longreach.cli import diagnosis
 from longreach.cli.main import run
 from longreach.ops import OPS, native, use_backend
+from longreach.ops.triton import available
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,7 @@ def test_it_says_what_runs_and_why_not_the_others() -> None:
         assert {operator["takes"], *operator["others"]} == set(OPS[name].backends)
     with use_backend(long_conv="reference"):
         others = {"fft": None, "native": native.MISSING}
+        others["triton"] = available.MISSING or "runs on a GPU, the input is on cpu"
         assert diagnosis.operator_backends()["long_conv"] == {"takes": "reference", "others": others}
 
 
