@@ -157,7 +157,8 @@ def compare(backend: str, l: int, m: int, mask: AttentionMask, options: dict[str
         torch.testing.assert_close(a, e, **TOLERANCE)
 
 
-FAST = [name for name in attention.backends if name != "reference" and not (name == "native" and native.MISSING)]
+REFERENCE_OR_ELSEWHERE = ("reference", "triton", *(["native"] if native.MISSING else []))
+FAST = [name for name in attention.backends if name not in REFERENCE_OR_ELSEWHERE]  # Triton has tests of its own
 WITH_KERNELS = pytest.mark.skipif(native.MISSING is not None, reason=f"{native.MISSING}")
 NATIVE = pytest.param("native", marks=WITH_KERNELS)
 

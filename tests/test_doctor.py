@@ -12,6 +12,7 @@ import longreach.ops
 from longreach.cli import diagnosis, typical_calls
 from longreach.cli.main import run
 from longreach.ops import OPS, native, use_backend
+from longreach.ops.triton import available
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,7 @@ def test_it_says_what_runs_and_why_not_the_others() -> None:
         assert {operator["takes"], *operator["others"]} == set(OPS[name].backends)
     with use_backend(long_conv="reference"):
         others = {"fft": None, "native": native.MISSING}
+        others["triton"] = available.MISSING or "runs on a GPU, the input is on cpu"
         assert diagnosis.operator_backends()["long_conv"] == {"takes": "reference", "others": others}
 
 
@@ -74,6 +76,8 @@ GOOD = {
     "kernels": "avx2",
     "kernels_missing": None,
     "kernels_best": "avx2",
+    "triton": "3",
+    "triton_interpreted": False,
     "instructions": ["avx2", "amx_bf16"],
     "nvidia_device": False,
     "cuda_build": None,
@@ -86,6 +90,8 @@ GOOD = {
         ({"threads": 8}, "OMP_NUM_THREADS=2"),
         ({"memory": 2 << 30}, "task.batch_size"),
         ({"mkl": False}, "MKL"),
+        ({"gpu": "some", "triton": None}, "Triton is not installed"),
+        ({"triton_interpreted": True}, "unset it"),
         ({"kernels": None, "kernels_missing": "there are no C++ kernels"}, "2 to 4 times as long"),
         ({"kernels": "baseline"}, "not built for avx2"),
         ({"instructions": ["avx2"]}, "bfloat16"),

@@ -258,7 +258,9 @@ def samples() -> dict[str, list[tuple]]:
 REGISTERED = sorted(
     name.removeprefix("longreach::")
     for name in torch._C._dispatch_get_all_op_names()
-    if name.startswith("longreach::") and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    if name.startswith("longreach::")
+    and "_triton" not in name
+    and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 )
 
 

@@ -14,12 +14,14 @@ import torch
 import longreach.models  # noqa: F401 (makes every operator known)
 from longreach.cli.typical_calls import TYPICAL_CALLS
 from longreach.ops import OPS, native
+from longreach.ops.triton import available
 from longreach.training.run_folder import machine
 
 EXTRAS = {
     "log": "no TensorBoard files; metrics.jsonl and the plots hold the same numbers",
     "hf": "nothing in this version",
     "eval": "nothing in this version",
+    "gpu": "on a GPU every operator runs on torch alone; nothing on a CPU",
     "dev": "the tests and checks cannot run",
 }
 """Optional sets of packages: what is lost without each."""
@@ -54,12 +56,12 @@ def diagnose() -> Diagnosis:
 
 
 def installed_packages() -> dict[str, dict[str, str | None]]:
-    """Every package that this one names as a dependency, needed or optional."""
+    """Every package that this one names as a dependency, needed or optional, with the first extra that names it."""
     packages: dict[str, dict[str, str | None]] = {}
     for requirement in importlib.metadata.requires("longreach") or []:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        packages[name] = {"version": _version(name), "extra": extra[1] if extra else ""}
+        packages.setdefault(name, {"version": _version(name), "extra": extra[1] if extra else ""})
     return packages
 
 
@@ -76,6 +78,8 @@ def describe_machine() -> dict[str, Any]:
         "kernels": native.INSTRUCTIONS,
         "kernels_missing": native.MISSING,
         "kernels_best": native.instruction_sets()[0],
+        "triton": _version("triton") if available.MISSING is None else None,
+        "triton_interpreted": available.INTERPRETED,
         "mkl": torch.backends.mkl.is_available(),
         "mkldnn": torch.backends.mkldnn.is_available(),
         "cuda_build": torch.version.cuda,
@@ -125,6 +129,10 @@ def _machine_advice(found: dict[str, Any]) -> list[str]:
             f"the C++ kernels are not built for {found['kernels_best']}, which this processor has, and those for "
             f"{found['kernels']} take up to three times as long: {native.REMEDY}"
         )
+    if found["gpu"] and not found["triton"]:
+        advice.append(f"there is a GPU, but Triton is not installed, so its kernels cannot run: {available.REMEDY}")
+    if found["triton_interpreted"]:
+        advice.append("TRITON_INTERPRET is set, so kernels in Triton are only simulated: unset it")
     if not found["mkl"] and not found["gpu"]:
         advice.append("torch is built without MKL: Fourier transforms, and with them long convolutions, are slower")
     if not {"amx_bf16", "avx512_bf16", "bf16"} & set(found["instructions"]) and not found["gpu"]:

@@ -45,6 +45,7 @@ def _machine(found: Diagnosis) -> Table:
         ("memory", memory),
         ("instructions", f"{', '.join(about['instructions']) or 'unknown'}; torch uses {about['torch_kernels']}"),
         ("C++ kernels", f"compiled for {about['kernels']}" if about["kernels"] else "none"),
+        ("GPU kernels", f"Triton {about['triton']}" if about["triton"] else "none"),
         ("libraries", ", ".join(libraries) or "none"),
         ("GPU", about["gpu"] or "none"),
     ]:

@@ -19,12 +19,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from longreach.errors import InputError
 from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import NO_MASK, AttentionMask
-from longreach.ops.attention_native import DTYPES, native_attention
+from longreach.ops.attention_native import DTYPES as NATIVE_DTYPES
+from longreach.ops.attention_native import native_attention
 from longreach.ops.attention_operator import Options
 from longreach.ops.attention_tiled import tiled_attention
 from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.native import refusal
+from longreach.ops.triton import available
+from longreach.ops.triton.attention import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.attention import refusal as triton_refusal
+from longreach.ops.triton.attention import triton_attention
 
 FULL_VECTORS = 16
 """From so many queries on the compiled kernel, whose lanes they are, is not idle in part ..."""
@@ -127,7 +132,7 @@ def _native_refuses(
     """Whether there is a kernel."""
     if bias is not None:
         return "has no kernel for a bias"
-    return refusal(query.device, torch.promote_types(query.dtype, torch.float32), DTYPES)
+    return refusal(query.device, torch.promote_types(query.dtype, torch.float32), NATIVE_DTYPES)
 
 
 @attention.backend("native", refuses=_native_refuses)
@@ -228,3 +233,64 @@ def _sdpa(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def _triton_refuses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> str | None:
+    return available.refusal(query.device, query.dtype, TRITON_DTYPES) or triton_refusal(query, key, value, bias)
+
+
+def _triton_yields(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> str | None:
+    """Where torch's kernel is taken though ours could run; not measured, see docs/gpu.md."""
+    if reason := available.interpretation(query.device):
+        return reason
+    plain = mask.key_mask is None and bias is None
+    if plain and not _sdpa_refuses(
+        query, key, value, mask, softcap=softcap, alibi_slopes=alibi_slopes, dropout=dropout
+    ):
+        return "torch has a kernel for exactly this"
+    return None
+
+
+@attention.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask = NO_MASK,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
+    """FlashAttention-2 on a GPU, see longreach.ops.triton.attention; the first derivative only."""
+    _check(query, key, value, mask, dropout, dropout_seed)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(factor, softcap, dropout, dropout_seed if dropout else None)
+    return triton_attention((query, key, value, alibi_slopes, bias), mask, options)

@@ -19,8 +19,8 @@ from longreach.ops.attention_dropout import threshold
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.attention_operator import (
     ARGUMENTS,
+    GRADIENT_ARGUMENTS,
     N_INPUTS,
-    OF_GRADIENTS,
     RESULTS,
     Options,
     allocate,
@@ -35,7 +35,7 @@ DTYPES = (torch.float32, torch.float64)
 """What a query may be, or be widened to."""
 
 LIBRARY.define(f"attention({ARGUMENTS}) -> {RESULTS}")
-LIBRARY.define(f"attention_adjoint({OF_GRADIENTS}, {ARGUMENTS}) -> Tensor[]")
+LIBRARY.define(f"attention_adjoint({GRADIENT_ARGUMENTS}) -> Tensor[]")
 
 
 def native_attention(

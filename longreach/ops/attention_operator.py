@@ -19,7 +19,7 @@ ARGUMENTS = (
     "float scale, float? softcap, float dropout, Tensor? dropout_seed"  # Options
 )
 RESULTS = "(Tensor output, Tensor softmax)"
-OF_GRADIENTS = "Tensor grad, Tensor output, Tensor softmax, bool[] needed"
+GRADIENT_ARGUMENTS = f"Tensor grad, Tensor output, Tensor softmax, bool[] needed, {ARGUMENTS}"
 N_INPUTS = 5
 
 
@@ -61,6 +61,12 @@ def backward_by(gradients: Callable[..., list[Tensor]]) -> Callable[..., tuple[T
         return tuple(next(found) if wanted else None for wanted in needed) + (None,) * (len(arguments) - N_INPUTS)
 
     return backward
+
+
+def register_gradients(forward: Any, gradients: Any) -> None:
+    """Make one custom operator, `gradients`, the derivative of another, `forward`, and refuse to differentiate it."""
+    forward.register_autograd(backward_by(gradients), setup_context=save_for_backward)
+    gradients.register_autograd(refuse_backward)
 
 
 def refuse_backward(ctx: Any, *grads: Any) -> None:

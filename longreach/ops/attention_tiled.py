@@ -28,15 +28,13 @@ from longreach.ops.attention_dropout import kept_weights
 from longreach.ops.attention_mask import AttentionMask
 from longreach.ops.attention_operator import (
     ARGUMENTS,
+    GRADIENT_ARGUMENTS,
     N_INPUTS,
-    OF_GRADIENTS,
     RESULTS,
     Options,
     allocate,
     allocate_gradients,
-    backward_by,
-    refuse_backward,
-    save_for_backward,
+    register_gradients,
 )
 from longreach.ops.attention_tiles import Tile, rows_of_tiles
 
@@ -69,7 +67,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     "longreach::tiled_attention_gradients",
     mutates_args=(),
-    schema=f"({OF_GRADIENTS}, {ARGUMENTS}) -> Tensor[]",
+    schema=f"({GRADIENT_ARGUMENTS}) -> Tensor[]",
 )
 def _gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
     """The gradients of those of the five inputs that need one."""
@@ -82,8 +80,7 @@ def _gradients(grad: Tensor, output: Tensor, softmax: Tensor, needed: list[bool]
 
 _forward.register_fake(allocate)
 _gradients.register_fake(allocate_gradients)
-_forward.register_autograd(backward_by(_gradients), setup_context=save_for_backward)
-_gradients.register_autograd(refuse_backward)
+register_gradients(_forward, _gradients)
 
 
 class _Problem:

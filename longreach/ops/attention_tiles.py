@@ -15,6 +15,9 @@ from torch import Tensor
 
 from longreach.ops.attention_mask import AttentionMask
 
+SPAN = 2**22
+"""About so many tiles of a row are looked at at once."""
+
 
 class Tile(NamedTuple):
     """Some queries against some keys."""
@@ -41,6 +44,10 @@ class Extremes(NamedTuple):
     def block(self, index: int) -> "Extremes":
         """Those of one block, with an axis of 1 in place of the blocks."""
         return Extremes(self.low[:, index, None], self.high[:, index, None])
+
+    def cut(self, blocks: slice, axis: int) -> "Extremes":
+        """Those of some blocks, with an axis of 1 more."""
+        return Extremes(self.low[:, blocks].unsqueeze(axis), self.high[:, blocks].unsqueeze(axis))
 
 
 def rows_of_tiles(mask: AttentionMask, n_queries: int, n_keys: int, size: int) -> Iterator[tuple[slice, list[Tile]]]:
@@ -73,6 +80,43 @@ def rows_of_tiles(mask: AttentionMask, n_queries: int, n_keys: int, size: int) -
                 if some_meet
             ],
         )
+
+
+def spans_of_tiles(
+    mask: AttentionMask, sizes: tuple[int, int], tile: tuple[int, int], *, of_keys: bool = False
+) -> Int[Tensor, "b n_blocks 2"]:
+    """For each block of queries (or of keys), from which to before which key (or query) some pair may meet.
+
+    `sizes` are the numbers of queries and keys, `tile` those in a block; `mask` has positions.  O(b (l + m) + SPAN)
+    memory, O(b l m / size^2) time, and nothing waits for the device.
+    """
+    parts = [mask.query_position, mask.key_position, mask.query_segment, mask.key_segment]
+    query, key, own, other = (
+        None if part is None else Extremes.of(part, tile[index % 2]) for index, part in enumerate(parts)
+    )
+    assert query is not None
+    assert key is not None
+    real = None if mask.key_mask is None else Extremes.of(mask.key_mask, tile[1])
+    axis, n_blocks = (2, key.low.shape[1]) if of_keys else (1, query.low.shape[1])
+    n_others = query.low.shape[1] if of_keys else key.low.shape[1]
+    spans, count = [], max(1, SPAN // n_others)
+    for start in range(0, n_blocks, count):
+        cut = [slice(None), slice(None)]
+        cut[axis - 1] = slice(start, start + count)
+        rows, columns = query.cut(cut[0], 2), key.cut(cut[1], 1)
+        possible, _ = _by_distance(mask, rows, columns)
+        if real is not None:
+            possible = possible & (real.cut(cut[1], 1).high > 0)
+        if own is not None and other is not None:
+            rows, columns = own.cut(cut[0], 2), other.cut(cut[1], 1)
+            possible = possible & (rows.low <= columns.high) & (columns.low <= rows.high)
+        possible = possible.mT if of_keys else possible
+        index = torch.arange(n_others, device=possible.device)
+        first = torch.where(possible, index, n_others).amin(2)
+        last = torch.where(possible, index, -1).amax(2)
+        spans.append(torch.stack([first.minimum(last + 1), last + 1], dim=2))
+    other_tile, other_size = (tile[0], sizes[0]) if of_keys else (tile[1], sizes[1])
+    return (torch.cat(spans, dim=1) * other_tile).clamp(max=other_size)
 
 
 def _by_distance(mask: AttentionMask, query: Extremes, key: Extremes) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.cauchy_native import DTYPES, native_cauchy
 from longreach.ops.native import MISSING
+from longreach.ops.triton import available
+from longreach.ops.triton.cauchy import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.cauchy import triton_cauchy
 
 BLOCK_ELEMENTS = 1 << 21
 """Entries of the Cauchy matrix that exist at the same time: 32 MiB in complex128."""
@@ -66,11 +69,14 @@ def _pairs(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 def _native_refuses(v: Tensor, z: Tensor, w: Tensor) -> str | None:
     if w.device.type != "cpu":
         return f"runs on the CPU, the input is on {w.device.type}"
+    return _kernel_refuses(v, z, w) or MISSING
+
+
+def _kernel_refuses(v: Tensor, z: Tensor, w: Tensor) -> str | None:
+    """What neither the compiled kernels nor those in Triton take."""
     if len({v.dtype, z.dtype, w.dtype}) > 1 or w.dtype not in DTYPES:
         return f"takes one complex dtype; got {v.dtype}, {z.dtype} and {w.dtype}"
-    if z.requires_grad:
-        return "has no gradient for the points"
-    return MISSING
+    return "has no gradient for the points" if z.requires_grad else None
 
 
 @cauchy.backend("native", refuses=_native_refuses)
@@ -78,3 +84,18 @@ def _native(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """Every fraction in registers, for a few rows at a time; nothing is kept or computed again for rows alone."""
     _check(v, z, w)
     return native_cauchy(v, z, w)
+
+
+def _triton_refuses(v: Tensor, z: Tensor, w: Tensor) -> str | None:
+    return available.refusal(w.device, w.dtype, TRITON_DTYPES) or _kernel_refuses(v, z, w)
+
+
+def _triton_yields(v: Tensor, z: Tensor, w: Tensor) -> str | None:
+    return available.interpretation(w.device)
+
+
+@cauchy.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Every fraction in registers, for four rows at a time."""
+    _check(v, z, w)
+    return triton_cauchy(v, z, w)

@@ -9,6 +9,7 @@ their poles.  Second derivatives run on torch.
 Axes: `rows` of coefficients that share the poles, d channels, n poles, k points.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from longreach.ops.backend import OPS
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.complex64, torch.complex128)
-
-LIBRARY.define("cauchy(Tensor v, Tensor z, Tensor w) -> Tensor")
-LIBRARY.define("cauchy_adjoint(Tensor grad, Tensor v, Tensor z, Tensor w) -> (Tensor, Tensor)")
 
 
 def native_cauchy(
@@ -56,28 +54,33 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(name: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     v, z, w = ctx.saved_tensors
     if torch.is_grad_enabled():
         r = OPS["cauchy"].backends["blocked"](v, z, w)
         grad_v, grad_w = torch.autograd.grad(r, (v, w), grad, create_graph=True, materialize_grads=True)
     else:
-        grad_v, grad_w = torch.ops.longreach.cauchy_adjoint(grad, v, z, w)
+        grad_v, grad_w = getattr(torch.ops.longreach, f"{name}_adjoint")(grad, v, z, w)
     return grad_v, None, grad_w
 
 
-LIBRARY.impl("cauchy", _sums, "CPU")
-LIBRARY.impl("cauchy_adjoint", _adjoint, "CPU")
-
-
-@torch.library.register_fake("longreach::cauchy")
 def _fake_sums(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     return v.new_empty(*v.shape[:2], len(z))
 
 
-@torch.library.register_fake("longreach::cauchy_adjoint")
 def _fake_adjoint(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), w.new_empty(w.shape)
 
 
-torch.library.register_autograd("longreach::cauchy", _backward, setup_context=_save)
+def define_cauchy(name: str) -> None:
+    """Tell torch of operators `name` and `name`_adjoint, their shapes and derivatives; kernels are attached later."""
+    LIBRARY.define(f"{name}(Tensor v, Tensor z, Tensor w) -> Tensor")
+    LIBRARY.define(f"{name}_adjoint(Tensor grad, Tensor v, Tensor z, Tensor w) -> (Tensor, Tensor)")
+    torch.library.register_fake(f"longreach::{name}", _fake_sums)
+    torch.library.register_fake(f"longreach::{name}_adjoint", _fake_adjoint)
+    torch.library.register_autograd(f"longreach::{name}", functools.partial(_backward, name), setup_context=_save)
+
+
+define_cauchy("cauchy")
+LIBRARY.impl("cauchy", _sums, "CPU")
+LIBRARY.impl("cauchy_adjoint", _adjoint, "CPU")

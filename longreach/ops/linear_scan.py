@@ -20,6 +20,9 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.linear_scan_native import DTYPES, native_scan
 from longreach.ops.native import refusal
+from longreach.ops.triton import available
+from longreach.ops.triton.linear_scan import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.linear_scan import triton_scan
 
 
 def _common(a: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,6 +86,21 @@ def _native_refuses(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
 def _native(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     """One pass over the arguments and one over their adjoints, in compiled code."""
     return native_scan(*_common(a, x, initial))
+
+
+def _triton_refuses(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, x.dtype), initial.dtype)
+    return available.refusal(x.device, dtype, TRITON_DTYPES)
+
+
+def _triton_yields(a: Tensor, x: Tensor, initial: Tensor) -> str | None:
+    return available.interpretation(x.device)
+
+
+@linear_scan.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+    """Chunks of time side by side on a GPU, in two passes over the arguments at most."""
+    return triton_scan(*_common(a, x, initial))
 
 
 class _BlockedScan(torch.autograd.Function):

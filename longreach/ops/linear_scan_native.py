@@ -9,6 +9,8 @@ Second derivatives run the same scan on the formulas above.
 Axes: b batch, l length, n channels.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +20,6 @@ from torch import Tensor
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-
-LIBRARY.define("linear_scan(Tensor a, Tensor x, Tensor initial, bool reverse) -> Tensor")
-LIBRARY.define(
-    "linear_scan_adjoint(Tensor grad, Tensor a, Tensor initial, Tensor h, bool reverse) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def native_scan(
@@ -69,38 +66,49 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(a, initial, output)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(name: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, initial, h = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return *_adjoint_by_scan(grad, a, initial, h, ctx.reverse), None
-    return *torch.ops.longreach.linear_scan_adjoint(grad, a, initial, h, ctx.reverse), None
+        scan = getattr(torch.ops.longreach, name)
+        return *_adjoint_by_scan(scan, grad, a, initial, h, ctx.reverse), None
+    return *getattr(torch.ops.longreach, f"{name}_adjoint")(grad, a, initial, h, ctx.reverse), None
 
 
-def _adjoint_by_scan(grad: Tensor, a: Tensor, initial: Tensor, h: Tensor, reverse: bool) -> tuple[Tensor, ...]:
+def _adjoint_by_scan(
+    scan: Callable[..., Tensor], grad: Tensor, a: Tensor, initial: Tensor, h: Tensor, reverse: bool
+) -> tuple[Tensor, ...]:
     """The adjoint by operations that have derivatives themselves."""
     first, last, later, earlier = 0, -1, slice(1, None), slice(None, -1)
     if reverse:
         first, last, later, earlier = last, first, earlier, later
     g = grad[:, last, None]
     if grad.shape[1] > 1:
-        rest = native_scan(a[:, later].conj(), grad[:, earlier], grad[:, last], not reverse)
+        rest = scan(a[:, later].conj(), grad[:, earlier], grad[:, last], not reverse)
         g = torch.cat([g, rest] if reverse else [rest, g], dim=1)
     before = torch.cat([h[:, earlier], initial[:, None]] if reverse else [initial[:, None], h[:, earlier]], dim=1)
     return g * before.conj(), g, g[:, first] * a[:, first].conj()
 
 
-LIBRARY.impl("linear_scan", _scan, "CPU")
-LIBRARY.impl("linear_scan_adjoint", _adjoint, "CPU")
-
-
-@torch.library.register_fake("longreach::linear_scan")
 def _fake_scan(a: Tensor, x: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("longreach::linear_scan_adjoint")
 def _fake_adjoint(grad: Tensor, a: Tensor, initial: Tensor, h: Tensor, reverse: bool) -> tuple[Tensor, ...]:
     return torch.empty_like(h), torch.empty_like(h), torch.empty_like(initial)
 
 
-torch.library.register_autograd("longreach::linear_scan", _backward, setup_context=_save)
+def define_scan(name: str) -> None:
+    """Tell torch of operators `name` and `name`_adjoint, their shapes and derivatives; kernels are attached later."""
+    adjoint = f"{name}_adjoint"
+    LIBRARY.define(f"{name}(Tensor a, Tensor x, Tensor initial, bool reverse) -> Tensor")
+    LIBRARY.define(
+        f"{adjoint}(Tensor grad, Tensor a, Tensor initial, Tensor h, bool reverse) -> (Tensor, Tensor, Tensor)"
+    )
+    torch.library.register_fake(f"longreach::{name}", _fake_scan)
+    torch.library.register_fake(f"longreach::{adjoint}", _fake_adjoint)
+    torch.library.register_autograd(f"longreach::{name}", functools.partial(_backward, name), setup_context=_save)
+
+
+define_scan("linear_scan")
+LIBRARY.impl("linear_scan", _scan, "CPU")
+LIBRARY.impl("linear_scan_adjoint", _adjoint, "CPU")

@@ -19,9 +19,14 @@ from torch.nn.functional import pad
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.fft_conv import Plan, fft_conv, linear_plan
 from longreach.ops.long_conv_native import DTYPES, native_long_conv
 from longreach.ops.native import refusal
+from longreach.ops.triton import available
+from longreach.ops.triton.long_conv import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.long_conv import triton_long_conv
+from longreach.ops.triton.long_conv_plan import LONGEST
 
 
 def _toeplitz(kernel: Tensor, lag: Tensor) -> Tensor:
@@ -152,6 +157,74 @@ def _native(
     optional = (reverse_kernel, skip, gate_before, gate_after)
     reverse, skip, before, after = (None if x is None else x.to(wide) for x in optional)
     return native_long_conv(u.to(wide), kernel.to(wide), reverse, skip, before, after, reverse_lag).to(u.dtype)
+
+
+def _triton_refuses(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> str | None:
+    given = [x for x in (kernel, reverse_kernel, skip, gate_before, gate_after) if x is not None]
+    odd = next((x.dtype for x in given if x.dtype not in TRITON_DTYPES), u.dtype)
+    if u.shape[-1] > LONGEST:
+        return f"takes up to {LONGEST} samples"
+    return available.refusal(u.device, odd, TRITON_DTYPES)
+
+
+def _triton_yields(u: Tensor, kernel: Tensor, **options: Tensor | int | None) -> str | None:
+    return available.interpretation(u.device)
+
+
+@long_conv.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> Tensor:
+    """By products of matrices on tensor cores, without padding, and with everything around the convolution fused."""
+    _check(u, (kernel, reverse_kernel, skip), (gate_before, gate_after), reverse_lag)
+    _check_period(period, u.shape[-1])
+    filters = _by_lag(u.shape[-1], kernel, reverse_kernel, reverse_lag, period)
+    skip = None if skip is None else skip.float()
+    arguments = (
+        None if x is None else differentiable_once(x, "long_conv") for x in (u, filters, skip, gate_before, gate_after)
+    )
+    return triton_long_conv(*arguments)
+
+
+def _by_lag(length: int, kernel: Tensor, reverse: Tensor | None, reverse_lag: int, period: int | None) -> Tensor:
+    """What every lag is multiplied with, up to `length` - 1, in float32: of the past and of the future, if any.
+
+    On a circle an input is met once in the past, or one turn later in the future, whatever the period is.
+    """
+    past = kernel.float()
+    future = None if reverse is None or reverse.shape[-1] == 0 else pad(reverse.float(), (reverse_lag, 0))
+    if period is not None:
+        circle = _up_to(_fold(past, period), period)
+        if future is not None:
+            ahead = _up_to(_fold(future, period), period)
+            circle = circle + ahead.flip(-1).roll(1, -1)
+        past, future = circle, circle.roll(-1, -1).flip(-1)  # lag s of the future is lag period - s of the past
+        future = future * (torch.arange(period, device=future.device) > 0)
+    past = _up_to(past, length)
+    return past[None] if future is None else torch.stack([past, _up_to(future, length)])
+
+
+def _up_to(kernel: Tensor, length: int) -> Tensor:
+    """The first `length` taps, the missing ones zero."""
+    return pad(kernel, (0, length - kernel.shape[-1]))
 
 
 def _fold(kernel: Tensor, period: int) -> Tensor:

@@ -24,6 +24,9 @@ from torch.nn.functional import pad
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.native import refusal
+from longreach.ops.triton import available
+from longreach.ops.triton.vandermonde import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.vandermonde import triton_adjoint, triton_sums
 from longreach.ops.vandermonde_native import DTYPES, native_adjoint, native_sums
 
 
@@ -100,6 +103,28 @@ def _native_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
     """Its transpose."""
     _check(tuple(u.shape[-2:-1]), log_ratio, u.shape[-1])
     return native_adjoint(u.to(log_ratio.real.dtype), log_ratio)
+
+
+def _triton_refuses(values: Tensor, log_ratio: Tensor, length: int | None = None) -> str | None:
+    return available.refusal(values.device, log_ratio.dtype, TRITON_DTYPES)
+
+
+def _triton_yields(values: Tensor, log_ratio: Tensor, length: int | None = None) -> str | None:
+    return available.interpretation(values.device)
+
+
+@vandermonde.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
+    """Products of small tables of powers on tensor cores, in tiles that nobody else sees."""
+    _check(tuple(coefficient.shape[-2:]), log_ratio, length)
+    return triton_sums(coefficient.to(log_ratio.dtype), log_ratio, length)
+
+
+@vandermonde_adjoint.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton_adjoint(u: Tensor, log_ratio: Tensor) -> Tensor:
+    """Its transpose."""
+    _check(tuple(u.shape[-2:-1]), log_ratio, u.shape[-1])
+    return triton_adjoint(u.to(log_ratio.real.dtype), log_ratio)
 
 
 def _two_levels(length: int) -> tuple[int, int]:

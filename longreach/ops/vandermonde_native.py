@@ -9,6 +9,7 @@ besides the results.  Second derivatives run on torch.
 Axes: b rows, d channels, n modes, l length.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from longreach.ops.backend import OPS
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.complex64, torch.complex128)
-
-LIBRARY.define("vandermonde(Tensor coefficient, Tensor log_ratio, int length) -> Tensor")
-LIBRARY.define("vandermonde_moments(Tensor u, Tensor log_ratio, bool reverse) -> (Tensor, Tensor)")
 
 
 def native_sums(
@@ -69,12 +67,12 @@ def _save_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(coefficient, log_ratio)
 
 
-def _sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _sums_backward(name: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     coefficient, log_ratio = ctx.saved_tensors
     if torch.is_grad_enabled():
         y = OPS["vandermonde"].backends["blocked"](coefficient, log_ratio, ctx.length)
         return *torch.autograd.grad(y, (coefficient, log_ratio), grad, create_graph=True, materialize_grads=True), None
-    moments, derivative = torch.ops.longreach.vandermonde_moments(grad, log_ratio, False)
+    moments, derivative = getattr(torch.ops.longreach, f"{name}_moments")(grad, log_ratio, False)
     return 2 * moments.conj(), 2 * (coefficient * derivative).sum(0).conj(), None
 
 
@@ -84,29 +82,36 @@ def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.mark_non_differentiable(output[1])
 
 
-def _moments_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _moments_backward(name: str, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     u, log_ratio, derivative = ctx.saved_tensors
     if torch.is_grad_enabled():
         s = OPS["vandermonde_adjoint"].backends["blocked"](u if ctx.reverse else u.flip(-1), log_ratio)
         return *torch.autograd.grad(s, (u, log_ratio), grad, create_graph=True, materialize_grads=True), None
-    grad_u = torch.ops.longreach.vandermonde(0.5 * grad.conj(), log_ratio, u.shape[-1])
+    grad_u = getattr(torch.ops.longreach, name)(0.5 * grad.conj(), log_ratio, u.shape[-1])
     return grad_u.flip(-1) if ctx.reverse else grad_u, (grad * derivative.conj()).sum(0), None
 
 
-LIBRARY.impl("vandermonde", _sums, "CPU")
-LIBRARY.impl("vandermonde_moments", _moments, "CPU")
-
-
-@torch.library.register_fake("longreach::vandermonde")
 def _fake_sums(coefficient: Tensor, log_ratio: Tensor, length: int) -> Tensor:
     return coefficient.new_empty(*coefficient.shape[:2], length, dtype=coefficient.real.dtype)
 
 
-@torch.library.register_fake("longreach::vandermonde_moments")
 def _fake_moments(u: Tensor, log_ratio: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     moments = log_ratio.new_empty(*u.shape[:2], log_ratio.shape[1])
     return moments, torch.empty_like(moments)
 
 
-torch.library.register_autograd("longreach::vandermonde", _sums_backward, setup_context=_save_sums)
-torch.library.register_autograd("longreach::vandermonde_moments", _moments_backward, setup_context=_save_moments)
+def define_vandermonde(name: str) -> None:
+    """Tell torch of operators `name` and `name`_moments, their shapes and derivatives; kernels are attached later."""
+    moments = f"{name}_moments"
+    LIBRARY.define(f"{name}(Tensor coefficient, Tensor log_ratio, int length) -> Tensor")
+    LIBRARY.define(f"{moments}(Tensor u, Tensor log_ratio, bool reverse) -> (Tensor, Tensor)")
+    torch.library.register_fake(f"longreach::{name}", _fake_sums)
+    torch.library.register_fake(f"longreach::{moments}", _fake_moments)
+    backward = functools.partial(_sums_backward, name), functools.partial(_moments_backward, name)
+    torch.library.register_autograd(f"longreach::{name}", backward[0], setup_context=_save_sums)
+    torch.library.register_autograd(f"longreach::{moments}", backward[1], setup_context=_save_moments)
+
+
+define_vandermonde("vandermonde")
+LIBRARY.impl("vandermonde", _sums, "CPU")
+LIBRARY.impl("vandermonde_moments", _moments, "CPU")
