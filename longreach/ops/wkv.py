@@ -22,9 +22,14 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.native import refusal
-from longreach.ops.wkv_native import DTYPES, native_wkv
+from longreach.ops.triton import available
+from longreach.ops.triton.wkv import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.wkv import triton_wkv
+from longreach.ops.wkv_native import DTYPES as NATIVE_DTYPES
+from longreach.ops.wkv_native import native_wkv
 from longreach.ops.wkv_state import EMPTY, WKVState
 
 
@@ -110,7 +115,7 @@ def _scan(
 def _native_refuses(
     log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
 ) -> str | None:
-    return refusal(key.device, state.numerator.dtype, DTYPES)
+    return refusal(key.device, state.numerator.dtype, NATIVE_DTYPES)
 
 
 @wkv.backend("native", refuses=_native_refuses)
@@ -120,6 +125,32 @@ def _native(
     """Step by step in compiled code, with the states of some channels in registers."""
     log_decay, bonus, key, value = _common(log_decay, bonus, key, value, state)
     return native_wkv(log_decay, bonus, key, value, state, mask)
+
+
+def _triton_refuses(
+    log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
+) -> str | None:
+    return available.refusal(key.device, state.numerator.dtype, TRITON_DTYPES)
+
+
+def _triton_yields(
+    log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
+) -> str | None:
+    return available.interpretation(key.device)
+
+
+@wkv.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(
+    log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState, mask: Tensor | None = None
+) -> tuple[Tensor, WKVState]:
+    """Chunks of time side by side on a GPU; keys and values are read as they are, and derived once."""
+    _check(log_decay, bonus, key, value, state)
+    dtype = torch.promote_types(key.dtype, value.dtype)
+    vectors = (x.to(state.numerator.dtype) for x in (log_decay, bonus))
+    sequences = (x.to(dtype) for x in (key, value))
+    tensors = (differentiable_once(x, "wkv") for x in (*vectors, *sequences, torch.stack(state)))
+    y, final = triton_wkv(*tensors, mask)
+    return y, WKVState(*final.unbind())
 
 
 @torch.no_grad()
@@ -138,6 +169,11 @@ def _average(past: WKVState, present: Tensor, value: Tensor) -> Tensor:
 
 def _common(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, ...]:
     """The arguments in the dtype of the state, after a look at their shapes."""
+    _check(log_decay, bonus, key, value, state)
+    return tuple(x.to(state.numerator.dtype) for x in (log_decay, bonus, key, value))
+
+
+def _check(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> None:
     batch, length, channels = key.shape
     if length == 0 or value.shape != key.shape or any(x.shape != (channels,) for x in (log_decay, bonus)):
         raise InputError(
@@ -146,4 +182,3 @@ def _common(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state:
         )
     if any(x.shape != (batch, channels) for x in state):
         raise InputError(f"wkv: the state is {[tuple(x.shape) for x in state]}, where {(batch, channels)} is needed")
-    return tuple(x.to(state.numerator.dtype) for x in (log_decay, bonus, key, value))

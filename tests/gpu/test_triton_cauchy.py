@@ -46,7 +46,7 @@ def test_float32_is_as_accurate_as_the_definition(device: torch.device) -> None:
 
 
 def test_loses_no_digit_next_to_a_pole(device: torch.device) -> None:
-    """Points at 1e-4 from the poles, in float32: the product of both fractions' denominators would lose three digits."""
+    """Points at 1e-4 from the poles, in float32: a product of both denominators loses three digits of seven there."""
     w = torch.polar(torch.ones(1, 20), torch.linspace(0.3, 2.8, 20)[None]).to(device)
     v = torch.randn(1, 1, 20, dtype=torch.complex64).to(device)
     assert_like_torch("cauchy", partial(at_points, z=w[0] * 1.0001), (v, w))

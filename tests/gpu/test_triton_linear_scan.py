@@ -105,8 +105,8 @@ def test_no_length_compiles_anew(device: torch.device, idle: None, variants: set
 
 def test_chunks_are_few_and_long_enough() -> None:
     for b, l, n in [(1, 1, 1), (1, 1 << 20, 1), (4, 65536, 256), (64, 4096, 4096), (1, 17, 3)]:
-        cut = launcher._cut(b, l, n)
+        cut = launcher.cut_time(b, l, n)
         assert (cut.n_chunks - 1) * cut.chunk_length < l <= cut.n_chunks * cut.chunk_length
         assert cut.n_chunks <= 4 * l**0.5
         assert cut.n_chunks == 1 or cut.chunk_length >= launcher.SHORTEST
-    assert launcher._cut(64, 4096, 4096).n_chunks == 1
+    assert launcher.cut_time(64, 4096, 4096).n_chunks == 1

@@ -4,7 +4,7 @@ A lane of the sums is a point and goes through the poles; a lane of the adjoint 
 goes through them.  Up to four rows of coefficients share the fractions, as the four of S4's low-rank correction do
 (https://arxiv.org/abs/2111.00396).  No Cauchy matrix is stored, and nothing is kept for the adjoint but the arguments.
 
-Floor in bytes, for elements of s bytes: s b d k for the sums, written, and for the adjoint, read.  Operations: for every
+Floor in bytes, for elements of s bytes: s b d k for the sums, written, and for the adjoint, read.  Operations: for each
 channel, pole and point 16 and two reciprocals, and 8 more for each row; the adjoint 22 and two, and 16 for each row.
 Above 2 poles this takes longer than the bytes do.
 

@@ -48,7 +48,7 @@ def _kernels() -> ModuleType:
     return linear_scan_kernels
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """How the work is divided."""
 
     n_chunks: int
@@ -56,12 +56,12 @@ class _Cut(NamedTuple):
     block: int
 
 
-def _cut(batch: int, length: int, channels: int) -> _Cut:
-    """No more chunks than are needed, nor than 4 sqrt(length), as the carry walks over them one by one."""
+def cut_time(batch: int, length: int, channels: int) -> Cut:
+    """How recurrences are divided: no more chunks than needed, nor than 4 sqrt(length), as the carry walks along."""
     wanted = min(-(-ENOUGH // max(1, batch * channels)), 4 * math.isqrt(length), length // SHORTEST)
     chunk_length = -(-length // (max(1, wanted) * UNROLL)) * UNROLL
     block = next((size for size in BLOCKS if size >= channels), BLOCKS[-1])
-    return _Cut(-(-length // chunk_length), chunk_length, block)
+    return Cut(-(-length // chunk_length), chunk_length, block)
 
 
 def _parts(x: Tensor) -> Tensor:
@@ -83,9 +83,9 @@ def _run(
     if x.numel() == 0:
         return h, product
     entering = initial.to(_states_dtype(x.dtype)).resolve_conj().contiguous()
-    cut = _cut(batch, length, channels)
+    cut = cut_time(batch, length, channels)
     blocks, rows = -(-channels // cut.block), LANES // cut.block
-    grid = (batch * blocks * -(-cut.n_chunks // rows),)
+    grid = (batch, blocks * -(-cut.n_chunks // rows))
     sizes = length, channels, cut.n_chunks, cut.chunk_length, *a.stride()
     constants = {"SHIFT": int(other is not None), "REVERSE": reverse, "COMPLEX": x.is_complex()}
     tile = {**constants, "ROWS": rows, "BLOCK": cut.block, "num_warps": 4}

@@ -58,11 +58,9 @@ def position(step, length, REVERSE: tl.constexpr):
 @no_type_check
 def place(n_chunks, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Of the program: batch, chunks (a column), channels (a row), where its states are, and which of them there are."""
-    blocks = tl.cdiv(channels, BLOCK)
-    program, groups = tl.program_id(0) // blocks, tl.cdiv(n_chunks, ROWS)
-    batch = (program // groups).to(tl.int64)
-    chunk = (program % groups * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
-    channel = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
+    blocks, batch = tl.cdiv(channels, BLOCK), tl.program_id(0).to(tl.int64)
+    chunk = (tl.program_id(1) // blocks * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    channel = (tl.program_id(1) % blocks * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
     inside = (chunk < n_chunks) & (channel < channels)
     return batch, chunk, channel, (batch * n_chunks + chunk) * channels + channel, inside
 

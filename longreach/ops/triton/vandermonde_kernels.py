@@ -30,7 +30,7 @@ def modes_at(log_ratio, channel, mode, n_modes):
 @triton.jit
 @no_type_check
 def power(log_size, turns, exponent):
-    """z^exponent, real and imaginary part, with the relative error of one rounding or two in float32."""
+    """z^exponent, real and imaginary part, with the error of a few roundings in float32."""
     size, angle = log_size * exponent, turns * exponent
     whole = tl.floor(size + 0.5)
     angle = (angle - tl.floor(angle + 0.5)) * TURN
@@ -39,10 +39,8 @@ def power(log_size, turns, exponent):
     e = 1.3888889e-3 + x * 1.9841270e-4  # the exponential series: |x| < 0.35 makes the next term 1e-9
     e = 1.0 + x * (1.0 + x * (0.5 + x * (0.16666667 + x * (4.1666668e-2 + x * (8.3333338e-3 + x * e)))))
     e = tl.where(scale < float("inf"), e * scale, scale)
-    near = angle.to(tl.float32)
-    rest = (angle - near.to(tl.float64)).to(tl.float32)
-    cos, sin = tl.cos(near), tl.sin(near)
-    return e * (cos - rest * sin), e * (sin + rest * cos)
+    angle = angle.to(tl.float32)
+    return e * tl.cos(angle), e * tl.sin(angle)
 
 
 @triton.jit
