@@ -290,7 +290,7 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
 SHORTAGE = """
 import resource, sys, torch
 from pathlib import Path
-from longreach.ops import cauchy, long_conv, vandermonde, vandermonde_adjoint
+from longreach.ops import AttentionMask, attention, cauchy, long_conv, use_backend, vandermonde, vandermonde_adjoint
 from native_calls import built_for
 
 def long():
@@ -312,6 +312,10 @@ def moments():
 def poles():
     return cauchy(pairs(1, 1, 1, 1 << 22), pairs(1j, 8), pairs(-1, 1, 1 << 22))
 
+def wide():
+    with use_backend(attention="native"):
+        return attention(*torch.ones(3, 1, 2, 1, 1 << 18).unbind(), AttentionMask())
+
 def address_space():
     return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 
@@ -319,7 +323,7 @@ torch.set_num_threads(2)
 tiny = torch.ones(1, 1, 8)
 long_conv(tiny.expand(1, 4, 8).contiguous(), torch.ones(4, 8))  # starts the threads
 with built_for(sys.argv[1]):
-    for work in (long, long_gradient, exponentials, moments, poles):
+    for work in (long, long_gradient, exponentials, moments, poles, wide):
         resource.setrlimit(resource.RLIMIT_AS, (address_space() + (100 << 20), -1))
         try:
             work()
