@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_calls import BUILDS, MAKERS, Call, built_for, calls, expected, results
+from native_calls import BUILDS, MAKERS, Call, assert_derived_twice, built_for, calls, chained, expected, results
 from torch import Tensor
 
 from longreach.ops import OPS, AttentionMask, native
@@ -261,6 +261,9 @@ REGISTERED = sorted(
     if name.startswith("longreach::") and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 )
 
+ONCE = ("attention", "linear_cross_entropy")
+"""Operators that refuse to be differentiated twice."""
+
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_registered_as_torch_wants_it(name: str) -> None:
@@ -283,8 +286,24 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
 
         with built_for(build):
             assert torch.autograd.gradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
-            if name not in ("attention", "linear_cross_entropy"):  # which refuse
+            if name not in ONCE:
                 assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [x for x in REGISTERED if not x.endswith("_adjoint") and x not in ONCE])
+@pytest.mark.parametrize("direction", [1, -1], ids=["from the one before", "from the one after"])
+def test_derivatives_where_arguments_are_computed_from_others(name: str, direction: int) -> None:
+    """No way through another argument is followed twice."""
+    operator = getattr(torch.ops.longreach, name)
+    for arguments in samples()[name]:
+        places = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad][::direction]
+
+        def function(*values: Tensor, places: list = places, arguments: tuple = arguments) -> Tensor:
+            given = dict(zip(places, chained(values), strict=True))
+            y = operator(*[given.get(i, x) for i, x in enumerate(arguments)])
+            return y[0] if isinstance(y, tuple) else y
+
+        assert_derived_twice(function, [arguments[i] for i in places])
 
 
 SHORTAGE = """
