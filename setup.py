@@ -47,12 +47,16 @@ class BuildKernels(build_ext):
                 [pool.submit(self.compile, source, library) for source in library.sources]
                 for library in self.extensions
             ]
+        failed = []
         for library, compiled in zip(self.extensions, jobs, strict=True):
             try:
                 self.link([job.result() for job in compiled], library)
             except (CompileError, LinkError) as error:
                 Path(self.get_ext_fullpath(library.name)).unlink(missing_ok=True)  # of an earlier build
-                self.warn(f"{library.name} is not built, longreach does without it: {error}")
+                failed.append(library.name.rpartition(".")[2])
+                sys.stderr.write(f"{error}\n")  # which is said though everything else be quiet
+        if failed:
+            sys.stderr.write(f"the kernels for {', '.join(failed)} were not built, longreach does without them\n")
 
     def compile(self, source: str, library: Extension) -> str:
         """The object of one source, in a folder of the library's own, because all libraries have the same sources."""

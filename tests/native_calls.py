@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +23,28 @@ DEFINED = 300
 def differentiable(x: Any) -> bool:
     """Whether an argument is a tensor of a kind that has gradients."""
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def chained(values: Sequence[Any]) -> list[Any]:
+    """Each that has gradients computed from the one before, too."""
+    made: list[Any] = []
+    latest = torch.zeros(())
+    for x in values:
+        if differentiable(x):
+            x = x + 0.1 * latest.abs().square().mean().to(x.real.dtype)
+            latest = x
+        made.append(x)
+    return made
+
+
+def assert_derived_twice(function: Callable[..., Tensor], values: Sequence[Any]) -> None:
+    """Gradients that have derivatives are the gradients that have none, and their derivatives are right."""
+    wanted = [x for x in values if differentiable(x)]
+    y = function(*values)
+    cotangent = torch.randn_like(y)
+    once = torch.autograd.grad(y, wanted, cotangent, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(y, wanted, cotangent, create_graph=True), once, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradgradcheck(function, values, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 
 class Call(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_calls import BUILDS, MAKERS, Call, built_for, calls, expected, results
+from native_calls import BUILDS, MAKERS, Call, assert_derived_twice, built_for, calls, chained, expected, results
 from torch import Tensor
 
 from longreach.ops import OPS, AttentionMask, native
@@ -263,6 +263,9 @@ REGISTERED = sorted(
     and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 )
 
+ONCE = ("attention", "linear_cross_entropy")
+"""Operators that refuse to be differentiated twice."""
+
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_registered_as_torch_wants_it(name: str) -> None:
@@ -285,14 +288,30 @@ def test_first_and_second_derivatives(name: str, build: str) -> None:
 
         with built_for(build):
             assert torch.autograd.gradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
-            if name not in ("attention", "linear_cross_entropy"):  # which refuse
+            if name not in ONCE:
                 assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [x for x in REGISTERED if not x.endswith("_adjoint") and x not in ONCE])
+@pytest.mark.parametrize("direction", [1, -1], ids=["from the one before", "from the one after"])
+def test_derivatives_where_arguments_are_computed_from_others(name: str, direction: int) -> None:
+    """No way through another argument is followed twice."""
+    operator = getattr(torch.ops.longreach, name)
+    for arguments in samples()[name]:
+        places = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad][::direction]
+
+        def function(*values: Tensor, places: list = places, arguments: tuple = arguments) -> Tensor:
+            given = dict(zip(places, chained(values), strict=True))
+            y = operator(*[given.get(i, x) for i, x in enumerate(arguments)])
+            return y[0] if isinstance(y, tuple) else y
+
+        assert_derived_twice(function, [arguments[i] for i in places])
 
 
 SHORTAGE = """
 import resource, sys, torch
 from pathlib import Path
-from longreach.ops import cauchy, long_conv, vandermonde, vandermonde_adjoint
+from longreach.ops import AttentionMask, attention, cauchy, long_conv, use_backend, vandermonde, vandermonde_adjoint
 from native_calls import built_for
 
 def long():
@@ -314,6 +333,10 @@ def moments():
 def poles():
     return cauchy(pairs(1, 1, 1, 1 << 22), pairs(1j, 8), pairs(-1, 1, 1 << 22))
 
+def wide():
+    with use_backend(attention="native"):
+        return attention(*torch.ones(3, 1, 2, 1, 1 << 18).unbind(), AttentionMask())
+
 def address_space():
     return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 
@@ -321,7 +344,7 @@ torch.set_num_threads(2)
 tiny = torch.ones(1, 1, 8)
 long_conv(tiny.expand(1, 4, 8).contiguous(), torch.ones(4, 8))  # starts the threads
 with built_for(sys.argv[1]):
-    for work in (long, long_gradient, exponentials, moments, poles):
+    for work in (long, long_gradient, exponentials, moments, poles, wide):
         resource.setrlimit(resource.RLIMIT_AS, (address_space() + (100 << 20), -1))
         try:
             work()

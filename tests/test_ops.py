@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_calls import assert_derived_twice, chained
 from torch import Tensor
 
 from longreach.errors import InputError
@@ -189,6 +190,20 @@ def test_first_and_second_derivatives(op: str, backend: str, case: str) -> None:
     with use_backend(**{op: backend}):
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True, rtol=1e-5, atol=1e-7)
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("op", "backend", "case"), [row for row in BACKENDS if row[1] in ("fft", "groups")])
+def test_second_derivatives_where_arguments_are_computed_from_others(op: str, backend: str, case: str) -> None:
+    """No way through another argument is followed twice; for compiled kernels see test_native.py."""
+    positional, named = mapped(CASES[op][case](5), lambda x: x.requires_grad_())
+    inputs, names = (*positional, *named.values()), list(named)
+
+    def function(*values: Any) -> Tensor:
+        made = chained(values)
+        return OPS[op](*made[: len(positional)], **dict(zip(names, made[len(positional) :], strict=True)))
+
+    with use_backend(**{op: backend}):
+        assert_derived_twice(function, inputs)
 
 
 @pytest.mark.parametrize(("op", "backend", "case"), [row for row in BACKENDS if row[1] != "reference"])

@@ -17,6 +17,7 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.complex64, torch.complex128)
@@ -57,10 +58,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(name: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     v, z, w = ctx.saved_tensors
     if torch.is_grad_enabled():
-        r = OPS["cauchy"].backends["blocked"](v, z, w)
-        grad_v, grad_w = torch.autograd.grad(r, (v, w), grad, create_graph=True, materialize_grads=True)
-    else:
-        grad_v, grad_w = getattr(torch.ops.longreach, f"{name}_adjoint")(grad, v, z, w)
+        return tuple(gradients_by_autograd(OPS["cauchy"].backends["blocked"], (v, z, w), ctx.needs_input_grad, grad))
+    grad_v, grad_w = getattr(torch.ops.longreach, f"{name}_adjoint")(grad, v, z, w)
     return grad_v, None, grad_w
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.float32, torch.float64)
@@ -86,10 +87,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *arguments, kept = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return torch.ops.longreach.damped_average_adjoint(grad, kept, *arguments)
-    wanted = [x for x, need in zip(arguments, ctx.needs_input_grad, strict=True) if need]
-    y = OPS["damped_average"].backends["convolution"](*arguments)
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+    convolution = OPS["damped_average"].backends["convolution"]
+    return tuple(gradients_by_autograd(convolution, arguments, ctx.needs_input_grad, grad))
 
 
 LIBRARY.impl("damped_average", _forward, "CPU")

@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from longreach.ops.gradients import gradients_by_autograd
+
 CACHE = 1 << 21
 """Bytes that the transform of a group of channels takes per thread on a CPU."""
 
@@ -115,9 +117,7 @@ class _FFTConv(torch.autograd.Function):
         everything, needed = Arguments(*ctx.saved_tensors), ctx.needs_input_grad[:5]
         wanted = [x if need else None for x, need in zip(everything, needed, strict=True)]
         if torch.is_grad_enabled():  # second derivatives: let autograd differentiate the plain expression
-            inputs = [x for x in wanted if x is not None]
-            derived = iter(torch.autograd.grad(_plain(everything, ctx.plan), inputs, grad, create_graph=True))
-            return *(None if x is None else next(derived) for x in wanted), None
+            return *gradients_by_autograd(lambda *xs: _plain(Arguments(*xs), ctx.plan), everything, needed, grad), None
         grads = tuple(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted)
         for channels in _channel_groups(grad, ctx.plan):
             arguments = Arguments(*_select(everything, channels))

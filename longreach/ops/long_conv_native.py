@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 from longreach.ops.transposed import transposed
 
@@ -113,13 +114,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _differentiable_adjoint(grad: Tensor, tensors: Any, needed: list[bool], lag: int) -> list[Tensor | None]:
     """The adjoint as autograd derives it from the convolution on torch."""
-    u, taps, reverse, skip, before, after = tensors
-    y = OPS["long_conv"].backends["fft"](
-        u, taps, reverse_kernel=reverse, reverse_lag=lag, skip=skip, gate_before=before, gate_after=after
-    )
-    wanted = [x for x, need in zip(tensors, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return [next(found) if need else None for need in needed]
+
+    def convolve(u: Tensor, taps: Tensor, *others: Tensor | None) -> Tensor:
+        names = "reverse_kernel", "skip", "gate_before", "gate_after"
+        return OPS["long_conv"].backends["fft"](u, taps, reverse_lag=lag, **dict(zip(names, others, strict=True)))
+
+    return gradients_by_autograd(convolve, tensors, needed, grad)
 
 
 LIBRARY.impl("long_conv", _forward, "CPU")

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from longreach.ops.gradients import gradients_by_autograd
+
 CACHE = 1 << 21
 """Bytes of the input of a group of channels per thread, in the precision of the sums."""
 
@@ -47,16 +49,17 @@ class _ShortConv(torch.autograd.Function):
         (grad,) = grad_outputs
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
         if torch.is_grad_enabled():  # second derivatives: let autograd differentiate the sum
-            wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-            x, weight, bias, tail = inputs
-            y = _sum(_past(x, tail, weight.shape[-1], slice(None)), weight, bias, slice(None)).to(x.dtype)
-            derived = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return tuple(next(derived) if need else None for need in needed)
+            return tuple(gradients_by_autograd(_plain, inputs, needed, grad))
         kept = (x if need else None for x, need in zip(inputs, needed, strict=True))
         grads = tuple(x if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in kept)
         for rows in _groups(grad):
             _backward(grad[:, rows], inputs, grads, rows)
         return grads
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
+    """All channels at once."""
+    return _sum(_past(x, tail, weight.shape[-1], slice(None)), weight, bias, slice(None)).to(x.dtype)
 
 
 def _groups(x: Tensor) -> Iterator[slice]:

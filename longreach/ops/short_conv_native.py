@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 from longreach.ops.transposed import transposed
 
@@ -101,11 +102,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors, needed = ctx.saved_tensors, list(ctx.needs_input_grad)
     if torch.is_grad_enabled():
-        wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-        y = OPS["short_conv"].backends["reference"](*tensors)
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    else:
-        found = iter(torch.ops.longreach.short_conv_adjoint(grad, needed, *tensors))
+        return tuple(gradients_by_autograd(OPS["short_conv"].backends["reference"], tensors, needed, grad))
+    found = iter(torch.ops.longreach.short_conv_adjoint(grad, needed, *tensors))
     return tuple(next(found) if need else None for need in needed)
 
 

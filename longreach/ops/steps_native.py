@@ -16,6 +16,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, dtype_name, kernel
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -168,24 +169,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(name: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """The gradients by the definition of the operator."""
-    saved, further, needed = iter(ctx.saved_tensors), torch.is_grad_enabled(), ctx.needs_input_grad
-    arguments: list[Any] = [()] * len(needed)
-    found: list[Any] = [[grads[0]] * ctx.added[i] if i in ctx.added else None for i in range(len(needed))]
-    with torch.enable_grad():
-        for i in range(len(needed)):
-            if i in ctx.others:
-                arguments[i] = ctx.others[i]
-            elif i not in ctx.added:
-                x = next(saved)  # a view, because the state may have been made from the weights, which is another path
-                arguments[i] = x.view_as(x) if needed[i] else x
-        outputs = OPS[name].backends["reference"](*arguments)
-    wanted = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and needed[i]]
-    inputs = [arguments[i] for i in wanted]
-    if inputs:
-        gradients = torch.autograd.grad(outputs, inputs, grads, create_graph=further, allow_unused=True)
-        for i, gradient in zip(wanted, gradients, strict=True):
-            found[i] = gradient
-    return tuple(found)
+    saved, given = iter(ctx.saved_tensors), {**ctx.others, **dict.fromkeys(ctx.added, ())}
+    arguments = [given[i] if i in given else next(saved) for i in range(len(ctx.needs_input_grad))]
+    needed = [isinstance(x, Tensor) and need for x, need in zip(arguments, ctx.needs_input_grad, strict=True)]
+    found = gradients_by_autograd(OPS[name].backends["reference"], arguments, needed, grads)
+    return tuple([grads[0]] * ctx.added[i] if i in ctx.added else gradient for i, gradient in enumerate(found))
 
 
 def _modal_fake(u: Tensor, modes: Tensor, *system: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 
 DTYPES = (torch.complex64, torch.complex128)
@@ -70,8 +71,8 @@ def _save_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _sums_backward(name: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     coefficient, log_ratio = ctx.saved_tensors
     if torch.is_grad_enabled():
-        y = OPS["vandermonde"].backends["blocked"](coefficient, log_ratio, ctx.length)
-        return *torch.autograd.grad(y, (coefficient, log_ratio), grad, create_graph=True, materialize_grads=True), None
+        blocked = OPS["vandermonde"].backends["blocked"]
+        return tuple(gradients_by_autograd(blocked, (coefficient, log_ratio, ctx.length), ctx.needs_input_grad, grad))
     moments, derivative = getattr(torch.ops.longreach, f"{name}_moments")(grad, log_ratio, False)
     return 2 * moments.conj(), 2 * (coefficient * derivative).sum(0).conj(), None
 
@@ -85,8 +86,10 @@ def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _moments_backward(name: str, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     u, log_ratio, derivative = ctx.saved_tensors
     if torch.is_grad_enabled():
-        s = OPS["vandermonde_adjoint"].backends["blocked"](u if ctx.reverse else u.flip(-1), log_ratio)
-        return *torch.autograd.grad(s, (u, log_ratio), grad, create_graph=True, materialize_grads=True), None
+        blocked, (*needed, _) = OPS["vandermonde_adjoint"].backends["blocked"], ctx.needs_input_grad
+        signal = u if ctx.reverse else u.flip(-1)
+        grad_u, grad_ratio = gradients_by_autograd(blocked, (signal, log_ratio), needed, grad)
+        return grad_u if ctx.reverse or grad_u is None else grad_u.flip(-1), grad_ratio, None
     grad_u = getattr(torch.ops.longreach, name)(0.5 * grad.conj(), log_ratio, u.shape[-1])
     return grad_u.flip(-1) if ctx.reverse else grad_u, (grad * derivative.conj()).sum(0), None
 

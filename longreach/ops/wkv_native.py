@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longreach.ops.backend import OPS
+from longreach.ops.gradients import gradients_by_autograd
 from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 from longreach.ops.wkv_state import WKVState
 
@@ -103,13 +104,15 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 def _adjoint_on_torch(grads: Sequence[Tensor], arguments: Sequence[Any], needed: Sequence[bool]) -> list[Tensor | None]:
     """The same with derivatives of its own."""
-    *inputs, numerator, denominator, exponent, mask = arguments
-    y, after = OPS["wkv"].backends["scan"](*inputs, WKVState(numerator, denominator, exponent.detach()), mask)
-    differentiable = [*inputs, numerator, denominator]
-    wanted = [x for x, need in zip(differentiable, needed, strict=False) if need]
-    outputs = (y, after.numerator, after.denominator)
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, materialize_grads=True))
-    return [next(found) if need else None for need in needed[: len(differentiable)]]
+    *differentiable, exponent, mask = arguments
+
+    def scan(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *signals, numerator, denominator = inputs
+        y, after = OPS["wkv"].backends["scan"](*signals, WKVState(numerator, denominator, exponent.detach()), mask)
+        y = y if mask is None else y.masked_fill(~mask[..., None], 0)
+        return y, after.numerator, after.denominator
+
+    return gradients_by_autograd(scan, differentiable, needed[: len(differentiable)], grads)
 
 
 LIBRARY.impl("wkv", _forward, "CPU")

@@ -13,17 +13,16 @@
 // With bfloat16 all products are of pairs along what is summed over.  Tensors are then given twice: with neighbours along
 // the features, and with neighbours along the positions ("columns").
 
-#include <vector>
-
 #include "attention_mask.h"
 #include "complex.h"
 #include "exponential.h"
+#include "memory.h"
 #include "product.h"
 
 namespace {
 
 constexpr double LOG2_E = 1.44269504088896340736;
-constexpr int LOW_ROW = 32;       // floats in the space of which QUERIES numbers of bfloat16 fit, in whole vectors
+constexpr int LOW_ROW = 32;     // floats in the space of which QUERIES numbers of bfloat16 fit, in whole vectors
 constexpr int64_t STRETCH = 8;  // tiles of keys that a thread takes in the adjoint, where it takes no head
 
 template <class T>
@@ -52,8 +51,8 @@ struct Problem {
     const T* slopes;
     T scale, softcap, kept_scale;
     Dropout dropout;
-    std::vector<Rule> rules;
-    std::vector<Tiles> tiles;
+    Array<Rule> rules;
+    Array<Tiles> tiles;
 
     int64_t blocks() const { return (queries + QUERIES - 1) / QUERIES; }
     int64_t block(int64_t b, int64_t h, int64_t first) const { return (b * heads + h) * blocks() + first / QUERIES; }
@@ -95,13 +94,15 @@ class Workspace {
     struct alignas(64) Line {
         Row numbers;
     };
-    std::vector<Line> room_;
+    Array<Line> room_;
 };
 
+// Of the calling thread; not a variable of its own, because the process ends where there is no memory for those.
 template <class T>
 Workspace<T>& workspace() {
-    static thread_local Workspace<T> own;
-    return own;
+    static thread_local Array<Workspace<T>> own;
+    if (own.empty()) own.resize(1);
+    return own[0];
 }
 
 // y[c][r] = x[r][c] for multiples of the lanes of both; rows of x from `x_rows` on are taken for zero, and those of y from
@@ -325,7 +326,7 @@ void attend(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, T* o
 template <class T>
 struct Gradients {
     T *query, *key, *value;
-    std::vector<double>* slopes;  // of each block of queries
+    double* slopes;  // of each block of queries
 };
 
 // From the scores of a tile to its weights after dropout, and from the gradients of the weights to those of the scores.
@@ -424,7 +425,7 @@ void sweep(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, int64
         if (gradients.query)
             gather<Kind>(problem.key_columns, block, problem, tile, width, space.score_grads, space);
     });
-    if (gradients.slopes) (*gradients.slopes)[problem.block(b, h, first)] = slope_grad;
+    if (gradients.slopes) gradients.slopes[problem.block(b, h, first)] = slope_grad;
     if (!gradients.query) return;
     for (int64_t x = 0; x < width; x++)
         for (int64_t i = 0; i < QUERIES; i++) space.sum[x][i] *= problem.scale;
@@ -432,26 +433,30 @@ void sweep(const Problem<T>& problem, int64_t b, int64_t h, int64_t first, int64
 }
 
 template <class Kind, class T>
-void attend_all(const Problem<T>& problem, T* output, T* softmax, int threads) {
+void attend_all(const Problem<T>& problem, T* output, T* softmax, int threads, Attempts& attempt) {
     const int64_t blocks = problem.blocks();
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t job = 0; job < problem.batch * problem.heads * blocks; job++) {
         const int64_t row = job / blocks, block = blocks - 1 - job % blocks;  // the longest causal rows first
-        attend<Kind>(problem, row / problem.heads, row % problem.heads, block * QUERIES, output, softmax);
+        attempt([&] {
+            attend<Kind>(problem, row / problem.heads, row % problem.heads, block * QUERIES, output, softmax);
+        });
     }
 }
 
 template <class Kind, class T>
 void differentiate_all(const Problem<T>& problem, const T* softmax, Gradients<T> gradients,
-                       T* slope_grads, int threads) {
+                       T* slope_grads, int threads, Attempts& attempt) {
     const int64_t blocks = problem.blocks(), repeats = problem.heads / std::max<int64_t>(1, problem.groups);
-    std::vector<double> of_blocks(slope_grads ? problem.batch * problem.heads * blocks : 0);
-    gradients.slopes = slope_grads ? &of_blocks : nullptr;
+    Array<double> of_blocks(slope_grads ? problem.batch * problem.heads * blocks : 0);
+    gradients.slopes = slope_grads ? of_blocks.data() : nullptr;
     // All heads of queries that share a head of keys, whose tiles from `begin` to `end` are taken.
     const auto sweep_group = [&](int64_t group, int64_t begin, int64_t end, Gradients<T> wanted) {
         const int64_t b = group / problem.groups, h = group % problem.groups * repeats;
-        for (int64_t job = 0; job < repeats * blocks; job++)
-            sweep<Kind>(problem, b, h + job / blocks, job % blocks * QUERIES, begin, end, softmax, wanted);
+        attempt([&] {
+            for (int64_t job = 0; job < repeats * blocks; job++)
+                sweep<Kind>(problem, b, h + job / blocks, job % blocks * QUERIES, begin, end, softmax, wanted);
+        });
     };
     const int64_t groups = problem.batch * problem.groups, tiles = (problem.keys + KEYS - 1) / KEYS;
     if (groups >= threads) {
@@ -465,7 +470,9 @@ void differentiate_all(const Problem<T>& problem, const T* softmax, Gradients<T>
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
             for (int64_t job = 0; job < groups * repeats * blocks; job++) {
                 const int64_t row = job / blocks, first = (blocks - 1 - job % blocks) * QUERIES;
-                sweep<Kind>(problem, row / problem.heads, row % problem.heads, first, 0, tiles, softmax, of_queries);
+                attempt([&] {
+                    sweep<Kind>(problem, row / problem.heads, row % problem.heads, first, 0, tiles, softmax, of_queries);
+                });
             }
         }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -533,18 +540,25 @@ template <class Kind>
 void forward(const void* const* inputs, const int64_t* sizes, const double* numbers, void* const* outputs,
              int threads) {
     typedef typename Kind::Real T;
-    const Problem<T> problem = make_problem<T>(inputs, sizes, numbers);
-    attend_all<Kind>(problem, static_cast<T*>(outputs[0]), static_cast<T*>(outputs[1]), threads);
+    Attempts attempt;
+    attempt([&] {
+        const Problem<T> problem = make_problem<T>(inputs, sizes, numbers);
+        attend_all<Kind>(problem, static_cast<T*>(outputs[0]), static_cast<T*>(outputs[1]), threads, attempt);
+    });
 }
 
 template <class Kind>
 void adjoint(const void* const* inputs, const int64_t* sizes, const double* numbers, void* const* outputs,
              int threads) {
     typedef typename Kind::Real T;
-    const Problem<T> problem = make_problem<T>(inputs, sizes, numbers);
     const auto pointer = [=](int i) { return static_cast<T*>(outputs[i]); };
     const Gradients<T> gradients = {pointer(0), pointer(1), pointer(2), nullptr};
-    differentiate_all<Kind>(problem, static_cast<const T*>(inputs[15]), gradients, pointer(3), threads);
+    Attempts attempt;
+    attempt([&] {
+        const Problem<T> problem = make_problem<T>(inputs, sizes, numbers);
+        const T* softmax = static_cast<const T*>(inputs[15]);
+        differentiate_all<Kind>(problem, softmax, gradients, pointer(3), threads, attempt);
+    });
 }
 
 }  // namespace
@@ -556,7 +570,16 @@ void adjoint(const void* const* inputs, const int64_t* sizes, const double* numb
 // window (0: none), rows of the mask, threshold and seed of dropout; strides (batch, head, row) of the first nine inputs,
 // in units.  numbers: scale, soft cap (0: none), one over the share of weights that are kept.
 // outputs: result and softmax, or the gradients of query (any content), key, value (zeros) and slopes.
-#define ATTENTION(NAME, KIND)                                                                                            LONGREACH_EXPORT void longreach_attention_##NAME(const void* const* inputs, const int64_t* sizes,                                                                     const double* numbers, void* const* outputs, int threads) {             forward<KIND>(inputs, sizes, numbers, outputs, threads);                                                         }                                                                                                                    LONGREACH_EXPORT void longreach_attention_adjoint_##NAME(const void* const* inputs, const int64_t* sizes,                                                                     const double* numbers, void* const* outputs,                                                                         int threads) {                                                  adjoint<KIND>(inputs, sizes, numbers, outputs, threads);                                                         }
+#define ATTENTION(NAME, KIND)                                                                                        \
+    LONGREACH_EXPORT void longreach_attention_##NAME(const void* const* inputs, const int64_t* sizes,                \
+                                                     const double* numbers, void* const* outputs, int threads) {     \
+        forward<KIND>(inputs, sizes, numbers, outputs, threads);                                                     \
+    }                                                                                                                \
+    LONGREACH_EXPORT void longreach_attention_adjoint_##NAME(const void* const* inputs, const int64_t* sizes,        \
+                                                             const double* numbers, void* const* outputs,            \
+                                                             int threads) {                                          \
+        adjoint<KIND>(inputs, sizes, numbers, outputs, threads);                                                     \
+    }
 
 ATTENTION(float32, Numbers<float>)
 ATTENTION(float64, Numbers<double>)

@@ -9,11 +9,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <vector>
+
+#include "memory.h"
 
 constexpr int QUERIES = 48;   // in a block; a multiple of three vectors of floats
 constexpr int KEYS = 64;      // in a tile
-constexpr int TOGETHER = 64;    // tiles in a group
+constexpr int TOGETHER = 64;  // tiles in a group
 
 // The rule for one row of the batch.
 struct Rule {
@@ -94,15 +95,10 @@ struct Tile {
 // All keys of one row of the batch, in tiles and groups of tiles.
 class Tiles {
    public:
-    Tiles(const Rule& rule, int64_t keys) : keys_(keys) {
-        for (int64_t j = 0; j < keys; j++) {
-            if (j % KEYS == 0) tiles_.emplace_back();
-            tiles_.back().include(extent_of_key(rule, j));
-        }
-        for (size_t t = 0; t < tiles_.size(); t++) {
-            if (t % TOGETHER == 0) groups_.emplace_back();
-            groups_.back().include(tiles_[t]);
-        }
+    Tiles(const Rule& rule, int64_t keys)
+        : keys_(keys), tiles_((keys + KEYS - 1) / KEYS), groups_((count() + TOGETHER - 1) / TOGETHER) {
+        for (int64_t j = 0; j < keys; j++) tiles_[j / KEYS].include(extent_of_key(rule, j));
+        for (int64_t t = 0; t < count(); t++) groups_[t / TOGETHER].include(tiles_[t]);
     }
 
     int64_t count() const { return int64_t(tiles_.size()); }
@@ -129,5 +125,5 @@ class Tiles {
 
    private:
     int64_t keys_;
-    std::vector<Extent> tiles_, groups_;
+    Array<Extent> tiles_, groups_;
 };

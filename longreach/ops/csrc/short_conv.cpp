@@ -42,10 +42,57 @@ struct Problem {
     }
 };
 
+// Vectors of neighbouring positions, at steps from `from` on and up to taps - 1 positions back, put together from one load a
+// step.  With a load for each tap, of which most cross lines of the cache, rows in memory take twice as long.
+template <class T, int taps>
+class Neighbours {
+   public:
+    Neighbours(const T* from, int64_t) : from_(from - W) {
+        if constexpr (JOINED) now_ = joined(Vec<T>{}, load_some(from - (taps - 1), taps - 1), taps - 1);
+    }
+    void advance() {
+        before_ = now_;
+        from_ += W;
+        now_ = load(from_);
+    }
+    Vec<T> at(int back, int) const { return JOINED ? joined(before_, now_, W - back) : load(from_ - back); }
+
+   private:
+    static constexpr int W = Vector<T>::lanes;
+    static constexpr bool JOINED = taps <= W;
+    typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+    typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
+
+    // From element `first` on of one vector and then another.
+    static Vec<T> joined(Vec<T> left, Vec<T> right, int first) {
+        Indices order;
+        for (int i = 0; i < W; i++) order[i] = first + i;
+        return __builtin_shuffle(left, right, order);
+    }
+
+    const T* from_;
+    Vec<T> before_{}, now_{};
+};
+
+// The same where channels are neighbours, and each position is a load of its own.
+template <class T>
+class Positions {
+   public:
+    Positions(const T* from, int64_t step) : from_(from - step), step_(step) {}
+    void advance() { from_ += step_; }
+    Vec<T> at(int back, int i) const { return load(from_ - back * step_ + i * Vector<T>::lanes); }
+
+   private:
+    const T* from_;
+    int64_t step_;
+};
+
 // A channel, whose positions lie side by side.  A step is a vector of positions.
 template <class T>
 struct First {
     static constexpr int lanes = Vector<T>::lanes, vectors = 1;
+    template <int taps>
+    using Window = Neighbours<T, taps>;
     const Problem<T>& problem;
     int64_t channel;
 
@@ -67,6 +114,8 @@ struct First {
 template <class T, int n_vectors>
 struct Last {
     static constexpr int lanes = Vector<T>::lanes, vectors = n_vectors;
+    template <int>
+    using Window = Positions<T>;
     const Problem<T>& problem;
     int64_t channel;
 
@@ -109,27 +158,38 @@ INLINE void for_taps(int64_t width, Use use) {
         with_count(std::min<int64_t>(TAPS, width - first), [&](auto count) { use(first, count); });
 }
 
-// `to` at some steps becomes, or with `more` gains, sum_j weight_{k-1-j} of `from` j positions away, j from `first` on;
-// `step` and `reach` are the distances of positions in `to`, and in `from` towards the next tap.
-template <bool more, int taps, class T, class Line>
-INLINE void filter_steps(const Line& line, int64_t first, const Vec<T>* start, const T* from, int64_t from_step,
-                         int64_t reach, T* to, int64_t to_step, int64_t steps) {
+// `to` at some steps becomes, or with `more` gains, sum_j weight_{k-1-j} of `from` j positions before, or with `ahead` after,
+// j from `first` on.
+template <bool more, bool ahead, int taps, class T, class Line>
+INLINE void filter_steps(const Line& line, int64_t first, const Vec<T>* start, const T* from, int64_t from_step, T* to,
+                         int64_t to_step, int64_t steps) {
     constexpr int V = Line::vectors, W = Vector<T>::lanes;
     Vec<T> weight[taps][V], first_sum[V];
     for (int i = 0; i < V; i++) first_sum[i] = start[i];
-    for (int j = 0; j < taps; j++)
-        for (int i = 0; i < V; i++) weight[j][i] = line.tap(first + j, i);
-    const int64_t positions = line.positions();
-    from += first * reach;
-    for (int64_t s = 0; s < steps; s++, from += positions * from_step, to += positions * to_step)
+    for (int back = 0; back < taps; back++)
+        for (int i = 0; i < V; i++) weight[back][i] = line.tap(first + (ahead ? taps - 1 - back : back), i);
+    typename Line::template Window<taps> window(from + (ahead ? first + taps - 1 : -first) * from_step, from_step);
+    for (int64_t s = 0; s < steps; s++, to += line.positions() * to_step) {
+        window.advance();
 #pragma GCC unroll 2
         for (int i = 0; i < V; i++) {
             Vec<T> sum = first_sum[i];
             if constexpr (more) sum = load(to + i * W);
 #pragma GCC unroll 8
-            for (int j = 0; j < taps; j++) sum += weight[j][i] * load(from + j * reach + i * W);
+            for (int back = 0; back < taps; back++) sum += weight[back][i] * window.at(back, i);
             store(to + i * W, sum);
         }
+    }
+}
+
+// The same with all taps.
+template <bool ahead, class T, class Line>
+INLINE void filter_with_all(const Line& line, const Vec<T>* start, const T* from, int64_t from_step, T* to,
+                            int64_t to_step, int64_t steps) {
+    for_taps(line.problem.width, [&](int64_t first, auto taps) {
+        if (first) filter_steps<true, ahead, taps>(line, first, start, from, from_step, to, to_step, steps);
+        else filter_steps<false, ahead, taps>(line, first, start, from, from_step, to, to_step, steps);
+    });
 }
 
 template <class T, class Line>
@@ -145,17 +205,17 @@ void filter_row(const Line& line, int64_t b, T* y) {
     Vec<T> bias[Line::vectors];
     for (int i = 0; i < Line::vectors; i++) bias[i] = line.bias(i);
     const int64_t most = problem.width <= TAPS ? problem.length : BLOCK;  // a block is read again for further taps
-    int64_t t = edge;
-    while (t + positions <= problem.length) {
-        const int64_t steps = std::min(most, (problem.length - t) / positions);
+    const int64_t last = problem.length - positions;
+    if (last < edge) return scalars(edge, problem.length);
+    // After the first step, stores are to whole lines of the cache; that step and the last may overlap their neighbours.
+    for (int64_t t = edge, next; t < problem.length; t = next) {
+        t = std::min(t, last);
+        const int64_t uneven = t < last ? int64_t(reinterpret_cast<uintptr_t>(y + t) / sizeof(T) % positions) : 0;
+        const int64_t steps = uneven ? 1 : std::min(most, (problem.length - t) / positions);
         const T* x = problem.row(b, line.channel) + t * x_step;
-        for_taps(problem.width, [&](int64_t first, auto taps) {
-            if (first) filter_steps<true, taps>(line, first, bias, x, x_step, -x_step, y + t * step, step, steps);
-            else filter_steps<false, taps>(line, first, bias, x, x_step, -x_step, y + t * step, step, steps);
-        });
-        t += steps * positions;
+        filter_with_all<false>(line, bias, x, x_step, y + t * step, step, steps);
+        next = t + steps * positions - uneven;
     }
-    scalars(t, problem.length);
 }
 
 // The gradients of a line; null for what is not wanted.
@@ -170,14 +230,16 @@ INLINE void correlate_steps(const Line& line, const T* grad, int64_t step, const
                             double (*sums)[REGISTERS * Vector<T>::lanes]) {
     constexpr int V = Line::vectors, W = Vector<T>::lanes;
     Vec<T> sum[taps][V] = {};
-    const int64_t positions = line.positions();
-    for (int64_t s = 0; s < steps; s++, grad += positions * step, x += positions * x_step)
+    typename Line::template Window<taps> window(x, x_step);
+    for (int64_t s = 0; s < steps; s++, grad += line.positions() * step) {
+        window.advance();
 #pragma GCC unroll 2
         for (int i = 0; i < V; i++) {
             const Vec<T> g = load(grad + i * W);
 #pragma GCC unroll 8
-            for (int j = 0; j < taps; j++) sum[j][i] += g * load(x - j * x_step + i * W);
+            for (int j = 0; j < taps; j++) sum[j][i] += g * window.at(j, i);
         }
+    }
     for (int j = 0; j < taps; j++)
         for (int i = 0; i < V; i++) line.add(sums[j], i, sum[j][i]);
 }
@@ -233,12 +295,7 @@ void adjoint_row(const Line& line, int64_t b, const T* grad, const Gradients<T>&
         if (to.bias && !first) sum_steps(line, grad + t * step, step, steps, bias_sums);
         const int64_t inside = std::min(steps, (length - (width - 1) - t) / positions);
         if (grad_x && inside > 0) {
-            for_taps(width, [&](int64_t from, auto taps) {
-                const T* g = grad + t * step;
-                T* gx = grad_x + t * step;
-                if (from) filter_steps<true, taps>(line, from, nothing, g, step, step, gx, step, inside);
-                else filter_steps<false, taps>(line, from, nothing, g, step, step, gx, step, inside);
-            });
+            filter_with_all<true>(line, nothing, grad + t * step, step, grad_x + t * step, step, inside);
             known = t + inside * positions;
         }
         t += steps * positions;
