@@ -186,7 +186,8 @@ for _device in ("CPU", "CUDA"):
 def _fake(
     u: Tensor, filters: Tensor, skip: Tensor | None, before: Tensor | None, after: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    spectrum = u.new_empty(u.shape[1], 2, make_plan(u.shape[-1]).size, dtype=torch.float32)
+    # the padded length is no expression of the length: torch.compile traces anew for another one
+    spectrum = u.new_empty(u.shape[1], 2, make_plan(int(u.shape[-1])).size, dtype=torch.float32)
     return torch.empty_like(u, memory_format=torch.contiguous_format), spectrum
 
 

@@ -27,14 +27,8 @@ import triton.language as tl
 
 from longreach.ops.triton.products import INTERPRETED, product
 
-
-@triton.jit
-@no_type_check
-def _rounded(x, BITS: tl.constexpr):
-    """float32 without its last BITS bits, to the nearest, ties to even."""
-    bits = x.to(tl.int32, bitcast=True)
-    bits = bits + ((1 << (BITS - 1)) - 1) + ((bits >> BITS) & 1)
-    return ((bits >> BITS) << BITS).to(tl.float32, bitcast=True)
+SPLIT = tl.constexpr(8193.0)
+"""x SPLIT - (x SPLIT - x) is x rounded to 11 digits (Dekker, https://doi.org/10.1007/BF01397083)."""
 
 
 @triton.jit
@@ -42,7 +36,7 @@ def _rounded(x, BITS: tl.constexpr):
 def converted(x, DTYPE: tl.constexpr):
     """To the nearest number of another dtype; by itself the interpreter cuts digits off for bfloat16."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
-        x = _rounded(x, 16)
+        x = x * 65537.0 - (x * 65537.0 - x)
     return x.to(DTYPE)
 
 
@@ -54,12 +48,11 @@ def _product(a, b, accumulator, PRECISION: tl.constexpr):
     Tensor cores cut off what tf32 does not hold, which eight times in a row is a bias, so it is rounded before.
     """
     if PRECISION == "tf32":
-        y = product(_rounded(a, 13), _rounded(b, 13), accumulator, "tf32")
-    elif INTERPRETED and PRECISION == "tf32x3":  # what the compiler makes of "tf32x3"
-        a_high, b_high = _rounded(a, 13), _rounded(b, 13)
-        y = product(_rounded(a - a_high, 13), b_high, accumulator, "tf32")
-        y = product(a_high, _rounded(b - b_high, 13), y, "tf32")
-        y = product(a_high, b_high, y, "tf32")
+        y = product(a * SPLIT - (a * SPLIT - a), b * SPLIT - (b * SPLIT - b), accumulator, "tf32")
+    elif INTERPRETED and PRECISION == "tf32x3":  # what the compiler makes of it
+        a_high, b_high = a * SPLIT - (a * SPLIT - a), b * SPLIT - (b * SPLIT - b)
+        y = tl.dot(a - a_high, b_high, tl.dot(a_high, b - b_high, accumulator))
+        y = tl.dot(a_high, b_high, y)
     else:
         y = product(a, b, accumulator, PRECISION)
     return y
