@@ -177,7 +177,17 @@ def _triton_refuses(
     return available.refusal(u.device, odd, TRITON_DTYPES)
 
 
-def _triton_yields(u: Tensor, kernel: Tensor, **options: Tensor | int | None) -> str | None:
+def _triton_yields(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    reverse_lag: int = 1,
+    skip: Tensor | None = None,
+    gate_before: Tensor | None = None,
+    gate_after: Tensor | None = None,
+    period: int | None = None,
+) -> str | None:
     return available.interpretation(u.device)
 
 
@@ -198,10 +208,12 @@ def _triton(
     _check_period(period, u.shape[-1])
     filters = _by_lag(u.shape[-1], kernel, reverse_kernel, reverse_lag, period)
     skip = None if skip is None else skip.float()
-    arguments = (
-        None if x is None else differentiable_once(x, "long_conv") for x in (u, filters, skip, gate_before, gate_after)
+    optional = (skip, gate_before, gate_after)
+    return triton_long_conv(
+        differentiable_once(u, "long_conv"),
+        differentiable_once(filters, "long_conv"),
+        *(None if x is None else differentiable_once(x, "long_conv") for x in optional),
     )
-    return triton_long_conv(*arguments)
 
 
 def _by_lag(length: int, kernel: Tensor, reverse: Tensor | None, reverse_lag: int, period: int | None) -> Tensor:

@@ -12,7 +12,6 @@ Floor in bytes: u and the gates once, y once.  Operations of order 2: 6 N (N1 + 
 Axes: b batch, d channels, l length, f filters (1, or 2 with one that looks ahead), N padded length.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,19 +92,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     plan = make_plan(u.shape[-1])
     rounding = precision(u.dtype, plan)
-    u, before, after = shared_layout(u, before, after)
-    assert u is not None
+    u, (before, after) = shared_layout(u, before, after)
     groups = _groups(plan, u)
     spectrum = _spectrum(plan, filters, skip, groups)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     for group in groups:
-        signals = [_part(x, group) for x in (u, before, after, y)]
         if plan.outer:
-            z = enter(plan, signals[0], signals[1], None, rounding)
+            z = enter(plan, u[:, group], _part(before, group), None, rounding)
             convolve_rows(plan, (z, None, None, z), spectrum[group], rounding, real=False)
-            leave(plan, z, (signals[3], signals[2], None, None), signals[0], rounding)
+            leave(plan, z, (y[:, group], _part(after, group), None, None), u[:, group], rounding)
         else:
-            convolve_rows(plan, signals, spectrum, rounding, real=True)
+            convolve_rows(plan, (u, before, after, y), spectrum, rounding, real=True)
     return y, spectrum
 
 
@@ -120,8 +117,8 @@ def _adjoint(
 ) -> list[Tensor]:
     plan = make_plan(u.shape[-1])
     rounding = precision(u.dtype, plan)
-    u, before, after = shared_layout(u, before, after)
-    (grad,) = shared_layout(grad.contiguous())
+    u, (before, after) = shared_layout(u, before, after)
+    grad, _ = shared_layout(grad.contiguous())
     grad_u, grad_before, grad_after = (
         None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (u, before if needed[3] else None, after if needed[4] else None)
@@ -129,23 +126,28 @@ def _adjoint(
     parts = 1 if plan.outer else min(-(-u.shape[0] // tile(plan, u.shape[0])["ROWS"]), -(-PROGRAMS // u.shape[1]))
     filters = torch.empty(parts * n_filters, *u.shape[1:], device=u.device) if needed[1] else None
     skip = torch.empty(parts, u.shape[1], device=u.device) if needed[2] else None
-    signals = (grad, u, before, after, grad_u, grad_before, grad_after, filters, skip)
+    others = (before, after, grad_u, grad_before, grad_after, filters, skip)
     for group in _groups(plan, u):
         if plan.outer:
-            _adjoint_by_levels(plan, [_part(x, group) for x in signals], spectrum[group], rounding)
+            rest = [_part(x, group) for x in others]
+            _adjoint_by_levels(plan, grad[:, group], u[:, group], rest, spectrum[group], rounding)
         else:
-            adjoint_rows(plan, signals, spectrum, rounding, parts, n_filters)
+            adjoint_rows(plan, (grad, u, *others), spectrum, rounding, parts, n_filters)
     if filters is not None:
         filters = filters.unflatten(0, (parts, n_filters)).sum(0)
     found = (grad_u, filters, None if skip is None else skip.sum(0), grad_before, grad_after)
     return [x for x, wanted in zip(found, needed, strict=True) if wanted and x is not None]
 
 
-def _adjoint_by_levels(plan: Plan, signals: list[Tensor | None], spectrum: Tensor, rounding: str) -> None:
+def _adjoint_by_levels(
+    plan: Plan, grad: Tensor, u: Tensor, others: list[Tensor | None], spectrum: Tensor, rounding: str
+) -> None:
     """The same of some channels, whose rows are longer than a program holds."""
-    grad, u, before, after, grad_u, grad_before, grad_after, filters, skip = signals
+    before, after, grad_u, grad_before, grad_after, filters, skip = others
     if skip is not None:
-        product = math.prod(x.float() for x in (grad, u, before, after) if x is not None)
+        product = grad.float() * u
+        for gate in (before, after):
+            product = product if gate is None else product * gate
         skip.copy_(product.sum((0, 2))[None])
     z_v = enter(plan, u, before, None, rounding)
     z_g = enter(plan, grad, None, None, rounding) if after is None else enter(plan, after, None, grad, rounding)
@@ -158,7 +160,7 @@ def _adjoint_by_levels(plan: Plan, signals: list[Tensor | None], spectrum: Tenso
     leave(plan, z_g, (grad_u, before, grad_before, u), u, rounding)
     if grad_after is not None:
         leave(plan, z_v, (grad_after, grad, None, None), grad, rounding)
-    if z_f is not None:
+    if filters is not None and z_f is not None:
         leave(plan, z_f, (filters, None, None, None), filters, rounding)
 
 

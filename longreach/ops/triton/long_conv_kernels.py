@@ -58,12 +58,18 @@ def _filter(filters, N1: tl.constexpr, N2: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _gated(source, gate, at, inside):
-    """Samples times those of the gate, if there is one, in float32."""
-    x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+def _times(x, gate, at, inside):
+    """x times a signal, if there is one."""
     if gate is not None:
         x = x * tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     return x
+
+
+@triton.jit
+@no_type_check
+def _gated(source, gate, at, inside):
+    """Samples times those of the gate, if there is one, in float32."""
+    return _times(tl.load(source + at, mask=inside, other=0.0).to(tl.float32), gate, at, inside)
 
 
 @triton.jit
@@ -152,8 +158,7 @@ def convolve(
     k_re, k_im = _filter(filters, N1, N2, ROWS)
     re, im = multiply(re, im, k_re, k_im)
     re, im = inverse(re, im, tables, N1, N2, ROWS, REAL, PRECISION)
-    if after is not None:
-        re *= tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
+    re = _times(re, after, at, inside)
     at, inside = _places(first, contiguous, N1, N2, ROWS, UNIT)
     _store_planes(target, plane * UNIT, re, im, at, inside, REAL)
 
@@ -180,9 +185,7 @@ def _adjoint_rows(
     out, _ = _places(first, contiguous, N1, N2, ROWS, UNIT)
     v_im = _imaginary(u, plane * UNIT, at, inside, REAL)
     v_re, v_im = transform(_gated(u, before, at, inside), v_im, tables, N1, N2, ROWS, REAL, PRECISION)
-    x = tl.load(grad + out, mask=inside, other=0.0).to(tl.float32)
-    if after is not None:
-        x *= tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
+    x = _times(_gated(grad, None, out, inside), after, at, inside)
     level = tl.sum(x * _gated(u, before, at, inside)) if REAL else 0.0
     g_im = _imaginary(grad, plane * UNIT, out, inside, REAL)
     g_re, g_im = transform(x, g_im, tables, N1, N2, ROWS, REAL, PRECISION)
@@ -191,18 +194,41 @@ def _adjoint_rows(
         re, im = multiply(v_re, v_im, k_re, k_im)
         re, im = inverse(re, im, tables, N1, N2, ROWS, REAL, PRECISION)
         if REAL:
-            re *= tl.load(grad + out, mask=inside, other=0.0).to(tl.float32)
+            re = _times(re, grad, out, inside)
         _store_planes(grad_after, plane * UNIT, re, im, out, inside, REAL)
     k_re, k_im = _filter(filters, N1, N2, ROWS)
     re, im = multiply(g_re, g_im, k_re, -k_im)
     re, im = inverse(re, im, tables, N1, N2, ROWS, REAL, PRECISION)
     if grad_before is not None:
-        _store(grad_before, re * tl.load(u + at, mask=inside, other=0.0).to(tl.float32), out, inside)
-    if before is not None:
-        re *= tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
-    _store_planes(grad_u, plane * UNIT, re, im, out, inside, REAL)
+        _store(grad_before, _times(re, u, at, inside), out, inside)
+    _store_planes(grad_u, plane * UNIT, _times(re, before, at, inside), im, out, inside, REAL)
     re, im = multiply(g_re, g_im, v_re, -v_im)
     return re, im, level
+
+
+@triton.jit
+@no_type_check
+def _correlate(
+    target,
+    re,
+    im,
+    tables,
+    length,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    UNIT: tl.constexpr,
+    REAL: tl.constexpr,
+    TWO_SIDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """From the spectrum of what the program's rows say of the filters: at lags of the past, then at those ahead."""
+    count: tl.constexpr = 2 if TWO_SIDED else 1
+    sizes, plane = _contiguous((tl.num_programs(1) * count, length, length, length))
+    for index in tl.static_range(count):
+        y_re, y_im = inverse(re, im, tables, N1, N2, 1, REAL, PRECISION)
+        at, inside = _places(tl.program_id(1) * count + index, sizes, N1, N2, 1, UNIT)
+        _store_planes(target, plane * UNIT, y_re, y_im, at, inside, REAL)
+        im = -im
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -246,10 +272,4 @@ def adjoint(
     if correlation is not None:
         re = tl.sum(tl.reshape(re * scale, (N1, ROWS, N2)), 1)
         im = tl.sum(tl.reshape(im * scale, (N1, ROWS, N2)), 1)
-        count: tl.constexpr = 2 if TWO_SIDED else 1
-        target_sizes, plane = _contiguous((tl.num_programs(1) * count, length, length, length))
-        for index in tl.static_range(count):
-            y_re, y_im = inverse(re, im, tables, N1, N2, 1, REAL, PRECISION)
-            at, inside = _places(tl.program_id(1) * count + index, target_sizes, N1, N2, 1, UNIT)
-            _store_planes(correlation, plane * UNIT, y_re, y_im, at, inside, REAL)
-            im = -im
+        _correlate(correlation, re, im, tables, length, N1, N2, UNIT, REAL, TWO_SIDED, PRECISION)

@@ -9,9 +9,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from longreach.ops.triton.long_conv_plan import TILE, Plan, inner_tables, level_tables, precision
+
+Signal = Float[Tensor, "b d l"]
+Rows = Float[Tensor, "*planes b rows M"]
+"""Complex ones have two planes; rows of whole real signals are (b, d, l)."""
+Spectrum = Float[Tensor, "d 2 N"]
 
 
 def _kernels() -> ModuleType:
@@ -32,14 +38,16 @@ def _unit(*sizes: int) -> int:
     return 8 if all(size % 8 == 0 for size in sizes) else 1
 
 
-def shared_layout(u: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def shared_layout(u: Signal, *others: Signal | None) -> tuple[Signal, list[Signal | None]]:
     """Signals with the same strides, samples side by side, at addresses that 16 divides."""
     signals = (u, *others)
     given = [x for x in signals if x is not None]
     same = all(x.stride() == u.stride() for x in given) and (u.stride(-1) == 1 or u.shape[-1] == 1)
     if same and all(x.data_ptr() % 16 == 0 for x in given):
-        return list(signals)
-    return [None if x is None else x.clone(memory_format=torch.contiguous_format) for x in signals]
+        return u, list(others)
+    first, *rest = (None if x is None else x.clone(memory_format=torch.contiguous_format) for x in signals)
+    assert first is not None
+    return first, rest
 
 
 def _inner_sizes(x: Tensor) -> tuple[tuple[int, ...], int]:
@@ -57,7 +65,7 @@ def tile(plan: Plan, batch: int) -> dict[str, int]:
     return {"N1": n1, "N2": n2, "ROWS": rows, "num_warps": 8 if n1 * n2 * rows >= TILE else 4, "num_stages": 1}
 
 
-def spectrum_of_rows(plan: Plan, rows: Tensor, out: Tensor, scale: float, *, real: bool) -> None:
+def spectrum_of_rows(plan: Plan, rows: Rows, out: Spectrum, scale: float, *, real: bool) -> None:
     """(f, channels, length) to the spectrum of each channel; complex rows are two planes of that."""
     x = rows if real else rows[0]
     sizes, unit = _inner_sizes(x)
@@ -68,7 +76,7 @@ def spectrum_of_rows(plan: Plan, rows: Tensor, out: Tensor, scale: float, *, rea
     )
 
 
-def convolve_rows(plan: Plan, signals: Sequence[Tensor | None], spectrum: Tensor, rounding: str, real: bool) -> None:
+def convolve_rows(plan: Plan, signals: Sequence[Tensor | None], spectrum: Spectrum, rounding: str, real: bool) -> None:
     """Signals are the source, the gates and the target."""
     source = signals[0]
     assert source is not None
@@ -81,7 +89,7 @@ def convolve_rows(plan: Plan, signals: Sequence[Tensor | None], spectrum: Tensor
 
 
 def adjoint_rows(
-    plan: Plan, signals: Sequence[Tensor | None], spectrum: Tensor, rounding: str, parts: int, n_filters: int
+    plan: Plan, signals: Sequence[Tensor | None], spectrum: Spectrum, rounding: str, parts: int, n_filters: int
 ) -> None:
     """Signals are grad, u, gates, their gradients and the correlation with `parts` rows for each filter."""
     u = signals[1]
@@ -95,7 +103,7 @@ def adjoint_rows(
     _kernels().adjoint[(x.shape[1], parts)](tuple(signals), spectrum, tables, scale, *sizes, **constants)
 
 
-def enter(plan: Plan, source: Tensor, gate: Tensor | None, contiguous: Tensor | None, rounding: str) -> Tensor:
+def enter(plan: Plan, source: Signal, gate: Signal | None, contiguous: Signal | None, rounding: str) -> Rows:
     """The product of the signals after all outer levels: two planes of (b, d times the outer sizes, M)."""
     batch, channels, _ = source.shape
     z = torch.empty(2, batch, channels, plan.size, device=source.device)
@@ -105,7 +113,7 @@ def enter(plan: Plan, source: Tensor, gate: Tensor | None, contiguous: Tensor | 
     return z.view(2, batch, channels * math.prod(plan.outer), -1)
 
 
-def leave(plan: Plan, z: Tensor, targets: Sequence[Tensor | None], like: Tensor, rounding: str) -> None:
+def leave(plan: Plan, z: Rows, targets: Sequence[Tensor | None], like: Signal, rounding: str) -> None:
     """`targets` are a signal, its factor, another signal and its factor; factors have the strides of `like`."""
     target, factor, other_target, other_factor = targets
     for level in reversed(range(len(plan.outer))):
