@@ -152,19 +152,6 @@ INLINE void half_dft(const Pair<T>* from, Pair<T>* to) {
     }
 }
 
-// Lanes of two vectors, of which those of the second count on from those of the first.
-template <class T, class Indices>
-INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Indices from) {
-#if defined(__clang__)
-    constexpr int lanes = Vector<T>::lanes;
-    Vec<T> result;
-    for (int i = 0; i < lanes; i++) result[i] = from[i] < lanes ? a[from[i]] : b[from[i] - lanes];
-    return result;
-#else
-    return __builtin_shuffle(a, b, from);
-#endif
-}
-
 // Rows become lanes: x[i] lane j <-> x[j] lane i, by log2(lanes) rounds of interleaving the halves.
 template <class T>
 INLINE void transpose(Vec<T> (&x)[Vector<T>::lanes]) {

@@ -28,6 +28,7 @@ struct Problem {
     const T *x, *weight, *forgotten, *skip;
     int64_t batch, length, channels, averages, directions;
 
+    int64_t signal_bytes() const { return batch * length * channels * sizeof(T); }
     int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
     int64_t kept_at(int64_t b, int64_t direction, int64_t block) const {
         return ((b * directions + direction) * (blocks() - 1) + block - 1) * averages * channels;
@@ -68,6 +69,7 @@ void average_group(Lanes<T, whole> lanes, Vec<T>* states, const T* weight, const
 template <class T>
 void average(const Problem<T>& problem, T* y, T* kept, int threads) {
     constexpr int W = Vector<T>::lanes;
+    prefer_large_pages(y, problem.signal_bytes());
     Attempts attempt;
     for_each_tile<T>(problem.batch, problem.channels, threads, [&](auto lanes, int64_t b, int64_t tile, int vectors) {
         const int64_t n = problem.averages, channels = problem.channels;
@@ -160,6 +162,7 @@ struct Adjoint {
 template <class T>
 void adjoint(const Problem<T>& problem, const Adjoint<T>& wanted, int threads) {
     constexpr int W = Vector<T>::lanes;
+    prefer_large_pages(wanted.x, problem.signal_bytes());
     Attempts attempt;
     for_each_tile<T>(problem.batch, problem.channels, threads, [&](auto lanes, int64_t b, int64_t tile, int vectors) {
         const int64_t n = problem.averages, channels = problem.channels;

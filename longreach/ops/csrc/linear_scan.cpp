@@ -9,6 +9,7 @@
 //           grad initial = g_0 conj(a_0).
 
 #include "arithmetic.h"
+#include "memory.h"
 
 namespace {
 
@@ -109,6 +110,7 @@ void scan(const void* a_data, const void* x_data, const void* initial_data, void
     const T* initial = static_cast<const T*>(initial_data);
     T* h = static_cast<T*>(h_data);
     const int64_t width = channels * Arithmetic::parts, row = length * width;
+    prefer_large_pages(h, batch * row * sizeof(T));
     const auto run = [=](auto n_vectors, int64_t b, int64_t c, int count) {
         scan_tile<Arithmetic, n_vectors>(a + b * strides.batch + c, x + b * row + c, initial + b * width + c,
                                          h + b * row + c, length, width, strides.time, reverse, count);
@@ -126,6 +128,7 @@ void adjoint(const void* grad_data, const void* a_data, const void* initial_data
     T *grad_a = static_cast<T*>(grad_a_data), *grad_x = static_cast<T*>(grad_x_data);
     T* grad_initial = static_cast<T*>(grad_initial_data);
     const int64_t width = channels * Arithmetic::parts, row = length * width;
+    for (const T* result : {grad_a, grad_x}) prefer_large_pages(result, batch * row * sizeof(T));
     const auto run = [=](auto n_vectors, int64_t b, int64_t c, int count) {
         const int64_t at = b * row + c, state = b * width + c;
         adjoint_tile<Arithmetic, n_vectors>(grad + at, a + b * strides.batch + c, initial + state, h + at,

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -22,6 +23,7 @@ struct Problem {
     const T *x, *weight, *bias, *tail;
     int64_t batch, channels, length, width, batch_stride, channel_stride, time_stride;
 
+    int64_t signal_bytes() const { return batch * channels * length * sizeof(T); }
     const T* row(int64_t b, int64_t c) const { return x + b * batch_stride + c * channel_stride; }
     // The sample at t, which may lie before the row.
     T sample(int64_t b, int64_t c, int64_t t) const {
@@ -67,7 +69,7 @@ class Neighbours {
     static Vec<T> joined(Vec<T> left, Vec<T> right, int first) {
         Indices order;
         for (int i = 0; i < W; i++) order[i] = first + i;
-        return __builtin_shuffle(left, right, order);
+        return shuffle<T>(left, right, order);
     }
 
     const T* from_;
@@ -346,6 +348,7 @@ void for_each_line(const Problem<T>& problem, int64_t rows, int threads, Use use
 
 template <class T>
 void filter(const Problem<T>& problem, T* y, int threads) {
+    prefer_large_pages(y, problem.signal_bytes());
     for_each_line(problem, problem.batch, threads,
                   [&](const auto& line, int64_t row) { filter_row(line, row, y + line.at(row)); });
 }
@@ -353,6 +356,7 @@ void filter(const Problem<T>& problem, T* y, int threads) {
 // A thread takes a line with all rows of the batch, of which the gradients of its taps are sums.
 template <class T>
 void adjoint(const Problem<T>& problem, const T* grad, const Gradients<T>& to, int threads) {
+    prefer_large_pages(to.x, problem.signal_bytes());
     for_each_line(problem, 1, threads, [&](const auto& line, int64_t) { adjoint_line(line, grad, to); });
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "complex.h"
+#include "memory.h"
 
 namespace {
 
@@ -38,6 +39,7 @@ void turn_rows(const T* x, int64_t step, T* y, int64_t rows, int64_t first, int6
 
 template <class T>
 void turn(const T* x, T* y, int64_t batch, int64_t rows, int64_t columns, int64_t batch_step, int64_t step, int threads) {
+    prefer_large_pages(y, batch * rows * columns * sizeof(T));
     const int64_t parts = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t job = 0; job < batch * parts; job++) {

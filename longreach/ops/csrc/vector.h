@@ -58,3 +58,16 @@ template <class T>
 INLINE void store_some(T* to, Vec<T> value, int count) {
     std::memcpy(to, &value, count * sizeof(T));
 }
+
+// Lanes of two vectors, of which those of the second count on from those of the first.
+template <class T, class Indices>
+INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Indices from) {
+#if defined(__clang__)
+    constexpr int lanes = Vector<T>::lanes;
+    Vec<T> result;
+    for (int i = 0; i < lanes; i++) result[i] = from[i] < lanes ? a[from[i]] : b[from[i] - lanes];
+    return result;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}

@@ -14,6 +14,7 @@
 
 #include "exponential.h"
 #include "lanes.h"
+#include "memory.h"
 
 namespace {
 
@@ -31,6 +32,7 @@ struct Arguments {
     const bool* mask;
     int64_t batch, length, channels;
 
+    int64_t signal_bytes() const { return batch * length * channels * sizeof(T); }
     int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
     // Of the states between blocks: (batch, blocks - 1, 3, channels).
     int64_t kept_at(int64_t b, int64_t block) const { return (b * (blocks() - 1) + block - 1) * 3 * channels; }
@@ -141,6 +143,7 @@ void adjoint_block(Lanes<T, whole> lanes, Sums<T> past, Gradients<T>& gradients,
 template <class T>
 void average(const Arguments<T>& given, T* y, T* numerator, T* denominator, T* exponent, T* kept, int threads) {
     constexpr int W = Vector<T>::lanes;
+    prefer_large_pages(y, given.signal_bytes());
     for_each_tile<T>(given.batch, given.channels, threads, [&](auto lanes, int64_t b, int64_t first, int vectors) {
         const int64_t row = given.channels;
         const bool* mask = given.mask ? given.mask + b * given.length : nullptr;
@@ -178,6 +181,7 @@ struct Adjoint {
 template <class T>
 void adjoint(const Arguments<T>& given, const Adjoint<T>& wanted, int threads) {
     constexpr int W = Vector<T>::lanes;
+    for (const T* result : {wanted.key, wanted.value}) prefer_large_pages(result, given.signal_bytes());
     for_each_tile<T>(given.batch, given.channels, threads, [&](auto lanes, int64_t b, int64_t first, int vectors) {
         const int64_t row = given.channels;
         const bool* mask = given.mask ? given.mask + b * given.length : nullptr;
