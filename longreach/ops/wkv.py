@@ -146,10 +146,10 @@ def _triton(
     """Chunks of time side by side on a GPU; keys and values are read as they are, and derived once."""
     _check(log_decay, bonus, key, value, state)
     dtype = torch.promote_types(key.dtype, value.dtype)
-    vectors = (x.to(state.numerator.dtype) for x in (log_decay, bonus))
-    sequences = (x.to(dtype) for x in (key, value))
-    tensors = (differentiable_once(x, "wkv") for x in (*vectors, *sequences, torch.stack(state)))
-    y, final = triton_wkv(*tensors, mask)
+    wide = state.numerator.dtype
+    given = log_decay.to(wide), bonus.to(wide), key.to(dtype), value.to(dtype), torch.stack(state)
+    log_decay, bonus, key, value, sums = (differentiable_once(x, "wkv") for x in given)
+    y, final = triton_wkv(log_decay, bonus, key, value, sums, mask)
     return y, WKVState(*final.unbind())
 
 

@@ -110,7 +110,7 @@ def _adjoint(
     cut = cut_time(*key.shape)
     grads, sums = (torch.empty_like(key), torch.empty_like(value)), torch.zeros_like(entering[:2])
     if key.numel() == 0:
-        return *sums.sum((1, 2)), *grads, final
+        return sums[0].sum((0, 1)), sums[1].sum((0, 1)), *grads, final
     arguments = log_decay, bonus, key, value, mask
     past = entering.new_empty(3, *key.shape)
     _launch(_kernels().walk, key, cut, *arguments, entering, None, past)
@@ -118,7 +118,7 @@ def _adjoint(
     _launch(_kernels().aggregate_adjoint, key, cut, *arguments, states, past, grad)
     first = _carry(key, cut, final, states, reverse=True)
     _launch(_kernels().walk_adjoint, key, cut, *arguments, states, past, grad, grads, sums)
-    return *sums.sum((1, 2)), *grads, first
+    return sums[0].sum((0, 1)), sums[1].sum((0, 1)), *grads, first
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
