@@ -1,6 +1,7 @@
 """`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from longreach.cli.options import add_options, build_options
 from longreach.training.run_folder import machine
 
 LENGTHS = [1 << exponent for exponent in range(10, 17)]
+FILE_WIDTH = 200
+"""Tables are as wide as the terminal, and where there is none so wide that no cell is broken."""
 MIXERS_HELP = "Time and peak memory of every mixer against length."
 OPERATORS_HELP = "Time, memory and error of every operator beside plain torch, in one process."
 
@@ -49,7 +52,8 @@ def _add_out(parser: ArgumentParser, files: str, example: str) -> None:
 
 def run(parsed: Namespace) -> int:
     """Measure, print, write."""
-    console = Console(highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    console = Console(highlight=False, markup=False, width=width)
     chosen = parsed[parsed.what]
     written = _run_mixers(chosen, console) if parsed.what == "mixers" else _run_operators(chosen, console)
     for path in written:
