@@ -1,7 +1,6 @@
 """`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from longreach import bench
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
+from longreach.cli.table_console import table_console
 from longreach.training.run_folder import machine
 
 LENGTHS = [1 << exponent for exponent in range(10, 17)]
-FILE_WIDTH = 200
-"""Tables are as wide as the terminal, and where there is none so wide that no cell is broken."""
 MIXERS_HELP = "Time and peak memory of every mixer against length."
 OPERATORS_HELP = "Time, memory and error of every operator beside plain torch, in one process."
 
@@ -52,8 +50,7 @@ def _add_out(parser: ArgumentParser, files: str, example: str) -> None:
 
 def run(parsed: Namespace) -> int:
     """Measure, print, write."""
-    width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(highlight=False, markup=False, width=width)
+    console = table_console()
     chosen = parsed[parsed.what]
     written = _run_mixers(chosen, console) if parsed.what == "mixers" else _run_operators(chosen, console)
     for path in written:

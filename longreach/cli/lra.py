@@ -11,6 +11,7 @@ from longreach.bench import lra
 from longreach.cli.bench import measuring
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
+from longreach.cli.table_console import table_console
 from longreach.errors import InputError
 
 STOPPED = 130
@@ -61,7 +62,7 @@ def _add_out(parser: ArgumentParser, default: Path, text: str) -> None:
 def run(parsed: Namespace) -> int:
     """Do it."""
     chosen = parsed[parsed.what]
-    console = Console(highlight=False, markup=False)
+    console = table_console()
     if parsed.what == "config":
         options = build_options(chosen, lra.RunOptions)
         console.print(lra.config_text(chosen.task, chosen.system, options), end="", soft_wrap=True)

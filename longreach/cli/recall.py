@@ -9,6 +9,7 @@ from rich.console import Console
 from longreach.bench import recall
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
+from longreach.cli.table_console import table_console
 from longreach.errors import InputError
 
 STOPPED = 130
@@ -48,7 +49,7 @@ def run(parsed: Namespace) -> int:
             progress.print("stopped; the same command goes on")
             break
         recall.write_files(recall.read_results(parsed.out), parsed.out)
-    _show(parsed, Console(highlight=False, markup=False))
+    _show(parsed, table_console())
     return 0 if finished else STOPPED
 
 
