@@ -15,9 +15,10 @@ import numpy as np
 
 from longreach.errors import InputError
 from longreach.tasks.classification import Classification, Loading
+from longreach.tasks.data_files import state_of
 from longreach.tasks.encodings import TokenEncoding
 from longreach.tasks.labelled import Example
-from longreach.tasks.lra.listops_files import FILES, files_state, find_files, read_trees, write_trees
+from longreach.tasks.lra.listops_files import FILES, find_files, read_trees, write_trees
 from longreach.tasks.lra.listops_trees import SYMBOLS, Tree, TreeLimits, trees
 
 END = len(SYMBOLS)
@@ -96,7 +97,7 @@ class ListOps(Classification):
 
     def fingerprint(self) -> str:
         """The state of the files."""
-        return "" if self.data is None else files_state(find_files(self.data))
+        return "" if self.data is None else state_of(find_files(self.data).values())
 
     def count(self) -> int | None:
         """The number of expressions that are made."""

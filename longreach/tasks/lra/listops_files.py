@@ -8,7 +8,6 @@ one, and at last of all that with the closing bracket; every pair is in parenthe
 do not, and readers drop them.  Lines end in CR LF, as Python's csv writer has it.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -46,12 +45,6 @@ def find_files(folder: Path) -> dict[str, Path]:
         f"{folder} has no {', '.join(FILES.values())}; name the folder listops-1000 of the Long Range Arena release, "
         "or one as made by `longreach make-data listops`"
     )
-
-
-def files_state(files: dict[str, Path]) -> str:
-    """A digest of names, sizes and times of change."""
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files.values()]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def read_trees(path: Path) -> Iterator[Tree]:

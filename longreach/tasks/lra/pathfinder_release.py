@@ -7,7 +7,6 @@ The release has empty files among its images (pathfinder32/curv_baseline/imgs/0/
 counted.  Anything else that is missing or damaged is an error: the loss would go unnoticed.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
 
 from longreach.errors import InputError
+from longreach.tasks.data_files import state_of
 from longreach.tasks.lra.pathfinder_metadata import Entry, read_metadata
 from longreach.tasks.lra.pathfinder_settings import Difficulty, Resolution
 
@@ -58,8 +58,7 @@ def find_data_set(folder: Path, resolution: Resolution, difficulty: Difficulty) 
 def data_set_state(folder: Path) -> str:
     """A digest that changes when something is written to the data set."""
     watched = [*sorted((folder / "metadata").glob("*.npy")), *sorted((folder / "imgs").iterdir())]
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in watched]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+    return state_of(watched)
 
 
 def read_entries(folder: Path) -> list[Entry]:
