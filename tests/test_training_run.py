@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
-from training_toys import small_run, tensors
+from training_toys import CountingTask, SignallingTask, TableModel, assert_same_run, small_run, tensors
 
 from longreach.errors import InputError
 from longreach.tasks.base import Curve
@@ -98,6 +98,39 @@ def test_the_saved_configuration_repeats_the_run(trained: Path, tmp_path: Path) 
     assert (run / "config.yaml").read_text() == (trained / "config.yaml").read_text()
     ours, theirs = tensors(run), tensors(trained)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    small_run(first, steps=60, config="a: 1")
+    small_run(second, steps=10, lr=1e-9, seed=7, start_from=first)
+    before, after = tensors(first, "best"), tensors(second, "best")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert RunFolder(second).read_record()["start_from"] == str(first)
+
+
+def test_a_resumed_run_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+    start, whole, stopped = tmp_path / "start", tmp_path / "whole", tmp_path / "stopped"
+    small_run(start, steps=2, config="a: 1")
+    small_run(whole, start_from=start)
+    small_run(stopped, start_from=start, task=SignallingTask(at=7))
+    small_run(stopped, start_from=start, resume=True)
+    assert_same_run(whole, stopped)
+
+
+def test_weights_to_begin_with_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        small_run(tmp_path / "new", start_from=tmp_path)
+    small_run(tmp_path / "old", steps=2, config="a: 1", model=lambda size: TableModel(size, width=4))
+    with pytest.raises(InputError, match="does not fit the model"):
+        small_run(tmp_path / "new", start_from=tmp_path / "old")
+    small_run(tmp_path / "other", steps=2, config="a: 1")
+    record = RunFolder(tmp_path / "other")
+    record.add_to_record({"data": {"tokenizer": {"fingerprint": "another"}}})
+    task = CountingTask()
+    task.record = lambda: {"tokenizer": {"fingerprint": "this"}}
+    with pytest.raises(InputError, match=r"tokens of this task.*other/tokenizer.json"):
+        small_run(tmp_path / "new", start_from=tmp_path / "other", task=task)
 
 
 def test_every_call_of_the_factory_builds_a_new_model(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from longreach.errors import InputError
@@ -43,6 +44,9 @@ class TrainingOptions:
     """Steps between checkpoints; by default at every evaluation.  The last step is always saved."""
     log_every: int = 1
     """Steps between lines of metrics.jsonl, which hold means over those steps."""
+    start_from: Path | None = None
+    """Folder of a trained run of the same model: begin with the weights of its best checkpoint instead of random ones,
+    to go on with other data, longer sequences or another schedule."""
     seed: int = 0
     """Seed of the initial weights and of dropout; the task has its own for the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -23,6 +23,7 @@ from longreach.training.plots import plot_curve, plot_loss
 from longreach.training.processes import Processes, join_processes
 from longreach.training.progress import TrainingProgress
 from longreach.training.run_folder import RunFolder, machine
+from longreach.training.starting_point import StartingPoint
 
 
 class TrainingResult(NamedTuple):
@@ -80,12 +81,15 @@ def _train(
     resume: bool,
     config: str | None,
 ) -> TrainingResult:
+    start = StartingPoint(options.start_from) if options.start_from else None
     task.prepare()
     factory = _RecordedFactory(model)
     torch.manual_seed(options.seed)
     network = task.build(factory)
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     last = checkpoint.find(folder.checkpoints / "last") if resume else None
+    if start and last is None:
+        start.give_to(network, task)
     position = Position(**checkpoint.load_state(last)["position"]) if last else Position()
     position.steps = options.steps or position.steps
     learner = Learner(task, network, options, processes, resume_from=last)
@@ -140,6 +144,7 @@ def _begin(folder: RunFolder, learner: Learner, config: str | None, model: Mappi
             "processes": processes.count,
             "parallel": options.parallel if processes.count > 1 else None,
             "seed": options.seed,
+            "start_from": str(options.start_from) if options.start_from else None,
             "model": {"class": type(learner.model).__name__, **model},
             "task": type(learner.task).__name__,
             "data": data,
