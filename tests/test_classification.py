@@ -16,6 +16,7 @@ from longreach.mixers import S4D
 from longreach.models import MLP, Backbone, Classifier, LearnedPositions
 from longreach.tasks import Example, Loading
 from longreach.tasks.epochs import Epochs
+from longreach.tasks.labelled import Format, LabelledPart, one_of_few, part_writer
 from longreach.training import RunFolder
 from longreach.training.checkpoint import load_model
 
@@ -102,6 +103,20 @@ def test_pools_save_padding_and_keep_every_example() -> None:
     assert padded[1] < 1.15 * lengths.sum()
     longest = [int(lengths[epochs.rows(step)].max()) for step in range(epochs.steps)]
     assert longest[:10] != sorted(longest[:10]), "long batches do not all come at the end of a pool"
+
+
+def test_batches_have_few_lengths(tmp_path: Path) -> None:
+    lengths = range(1, 1500)
+    rounded = {length: one_of_few(length) for length in lengths}
+    assert all(length <= found <= length * 17 / 16 for length, found in rounded.items())
+    assert len({found for length, found in rounded.items() if length >= 512}) <= 32
+    with part_writer(tmp_path, "train", Format(np.dtype("u1"))) as writer:
+        for length in (65, 69, 70, 1):
+            writer.add(Example("train", [np.ones(length, np.uint8)], 0))
+    part = LabelledPart(tmp_path, "train", Format(np.dtype("u1")))
+    shapes = [part.padded(np.array(rows)).values.shape[2] for rows in ([0, 3], [1], [2], [3])]
+    assert shapes == [68, 70, 70, 1], "none is longer than the longest of the part"
+    assert (part.padded(np.array([0])).values[0, 0] == [1] * 65 + [0] * 3).all()
 
 
 def test_where_nothing_is_padding_there_is_no_mask(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ class Classification(Task):
         values, lengths = found.padded(rows)
         if self.sequences == 1:
             values, lengths = values[:, 0], lengths[:, 0]
-        length = int(lengths.max())
+        length = values.shape[lengths.ndim]
         mask = None if (lengths == length).all() else torch.from_numpy(np.arange(length) < lengths[..., None])
         return Batch(self.encoding(values), torch.from_numpy(found.labels[rows].astype(np.int64)), mask)
 
