@@ -64,7 +64,7 @@ class LabelledPart:
         return len(self.labels)
 
     def padded(self, rows: Integer[ndarray, " n"]) -> Padded:
-        """The sequences of these examples, followed by zeros up to one of few lengths, never beyond the part's longest."""
+        """These examples, followed by zeros up to one of few lengths, never beyond the longest of the part."""
         starts, lengths = self.starts[rows], self.lengths[rows]
         length = min(one_of_few(int(lengths.max(initial=0))), self._longest)
         values = np.zeros((*starts.shape, length, *self.stored.features), self.stored.dtype)
