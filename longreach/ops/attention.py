@@ -117,17 +117,7 @@ def _tiled(
 
 
 def _native_refuses(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: AttentionMask = NO_MASK,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    bias: Tensor | None = None,
-    dropout: float = 0.0,
-    dropout_seed: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask = NO_MASK, *, bias: Tensor | None = None, **_: object
 ) -> str | None:
     """Whether there is a kernel."""
     if bias is not None:
@@ -163,12 +153,11 @@ def _sdpa_refuses(
     value: Tensor,
     mask: AttentionMask = NO_MASK,
     *,
-    scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
-    dropout_seed: Tensor | None = None,
+    **_: object,
 ) -> str | None:
     """Why torch cannot do this exactly and in linear memory."""
     l, m = query.shape[2], key.shape[2]
@@ -189,20 +178,10 @@ def _sdpa_refuses(
 
 
 def _sdpa_yields(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: AttentionMask = NO_MASK,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    bias: Tensor | None = None,
-    dropout: float = 0.0,
-    dropout_seed: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask = NO_MASK, *, bias: Tensor | None = None, **_: object
 ) -> str | None:
     """Where the compiled kernel is faster; measured in docs/performance.md."""
-    (b, h, l, _), m = query.shape, key.shape[2]
+    b, h, l, m = *query.shape[:3], key.shape[2]
     if _native_refuses(query, key, value, mask, bias=bias) or l < FULL_VECTORS or b * h * l * m < FEW_PAIRS:
         return None
     return "compiled tiles are twice as fast"
@@ -236,17 +215,7 @@ def _sdpa(
 
 
 def _triton_refuses(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: AttentionMask = NO_MASK,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    bias: Tensor | None = None,
-    dropout: float = 0.0,
-    dropout_seed: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask = NO_MASK, *, bias: Tensor | None = None, **_: object
 ) -> str | None:
     return available.refusal(query.device, query.dtype, TRITON_DTYPES) or triton_refusal(query, key, value, bias)
 
@@ -257,12 +226,11 @@ def _triton_yields(
     value: Tensor,
     mask: AttentionMask = NO_MASK,
     *,
-    scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
-    dropout_seed: Tensor | None = None,
+    **_: object,
 ) -> str | None:
     """Where torch's kernel is taken though ours could run; not measured, see docs/gpu.md."""
     if reason := available.interpretation(query.device):

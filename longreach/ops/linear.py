@@ -72,6 +72,7 @@ def _product(a: Float[Tensor, "m k"], b: Float[Tensor, "n k"], bias: Float[Tenso
         return _product(b, a, None).mT.contiguous()
     if a.stride(1) != 1:  # oneDNN's wrapper would copy it too, more slowly
         a = transposed(a.mT[None])[0]
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 

@@ -121,17 +121,7 @@ def _fft(
     return fft_conv(u, taps, skip, gate_before, gate_after, plan)
 
 
-def _native_refuses(
-    u: Tensor,
-    kernel: Tensor,
-    *,
-    reverse_kernel: Tensor | None = None,
-    reverse_lag: int = 1,
-    skip: Tensor | None = None,
-    gate_before: Tensor | None = None,
-    gate_after: Tensor | None = None,
-    period: int | None = None,
-) -> str | None:
+def _native_refuses(u: Tensor, kernel: Tensor, *, period: int | None = None, **_: object) -> str | None:
     if period is not None:
         return "convolves on a line, not on a circle"
     wide = torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
@@ -164,11 +154,10 @@ def _triton_refuses(
     kernel: Tensor,
     *,
     reverse_kernel: Tensor | None = None,
-    reverse_lag: int = 1,
     skip: Tensor | None = None,
     gate_before: Tensor | None = None,
     gate_after: Tensor | None = None,
-    period: int | None = None,
+    **_: object,
 ) -> str | None:
     given = [x for x in (kernel, reverse_kernel, skip, gate_before, gate_after) if x is not None]
     odd = next((x.dtype for x in given if x.dtype not in TRITON_DTYPES), u.dtype)
@@ -177,17 +166,7 @@ def _triton_refuses(
     return available.refusal(u.device, odd, TRITON_DTYPES)
 
 
-def _triton_yields(
-    u: Tensor,
-    kernel: Tensor,
-    *,
-    reverse_kernel: Tensor | None = None,
-    reverse_lag: int = 1,
-    skip: Tensor | None = None,
-    gate_before: Tensor | None = None,
-    gate_after: Tensor | None = None,
-    period: int | None = None,
-) -> str | None:
+def _triton_yields(u: Tensor, kernel: Tensor, **_: object) -> str | None:
     return available.interpretation(u.device)
 
 
