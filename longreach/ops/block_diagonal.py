@@ -16,6 +16,14 @@ from longreach.errors import InputError
 from longreach.ops.backend import op
 
 
+def product_dtype(x: Inexact[Tensor, "..."]) -> torch.dtype:
+    """In which products with `x` are made: its own, or for real numbers up to float32 that of autocast."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
 @op
 def block_diagonal(x: Inexact[Tensor, "*b d"], weight: Inexact[Tensor, "n o i"]) -> Inexact[Tensor, "*b c"]:
     """The d = n i features of `x` mapped to c = n o, n o i operations a position; autocast rounds it."""
