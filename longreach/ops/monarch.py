@@ -25,13 +25,10 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
-from longreach.ops.block_diagonal import block_diagonal, product_dtype
+from longreach.ops.block_diagonal import FEW_ROWS, block_diagonal, product_dtype
 from longreach.ops.cooley_tukey import dft_matrix, twiddle_factors
 from longreach.ops.triton import available
 from longreach.ops.triton.monarch import DTYPES, triton_monarch
-
-FEW_ROWS = 16
-"""Below it there is too little to do for tensor cores."""
 
 
 @op

@@ -66,6 +66,16 @@ def factor_tile(
 
 @triton.jit
 @no_type_check
+def far_tile(far, j, start, r, d, blocks_in, blocks_out, size, rank, WIDTH, TRANSPOSED, RANKS):
+    """Pointers to blocks j, (blocks and ranks from `start` and r on), entries d, and which of them there are."""
+    pair = tl.arange(0, j.shape[0] * RANKS)
+    other, within = (start + pair // RANKS)[None, :, None], (r + pair % RANKS)[None, :, None]
+    j, d = j[:, None, None], d[None, None, :]
+    return factor_tile(far, j, other, within, d, blocks_out, blocks_in, size, rank, WIDTH, TRANSPOSED)
+
+
+@triton.jit
+@no_type_check
 def hidden(
     x, near, row, i, j, r, rows, stride, blocks_in, size_in, blocks_out, rank,
     TRANSPOSED: tl.constexpr, WIDTH: tl.constexpr, RANKS: tl.constexpr, ENTRIES_IN: tl.constexpr,
@@ -114,7 +124,6 @@ def multiply(
     rows = (rows - first_row).to(tl.int32)
     near += stack * blocks_in * size_in * blocks_out * rank
     far += stack * blocks_in * size_out * blocks_out * rank
-    pair = tl.arange(0, BLOCKS * RANKS)
     accumulator = tl.zeros([BLOCKS, ROWS, ENTRIES], tl.float32)
     for start in range(0, blocks_in, BLOCKS):
         i = start + tl.arange(0, BLOCKS)
@@ -123,10 +132,7 @@ def multiply(
                 x, near, row, i, j, r, rows, stride, blocks_in, size_in, blocks_out, rank,
                 TRANSPOSED, WIDTH, RANKS, ENTRIES_IN, PRECISION,
             )  # fmt: skip
-            at, inside = factor_tile(
-                far, j[:, None, None], (start + pair // RANKS)[None, :, None], (r + pair % RANKS)[None, :, None],
-                d[None, None, :], blocks_out, blocks_in, size_out, rank, WIDTH, TRANSPOSED,
-            )  # fmt: skip
+            at, inside = far_tile(far, j, start, r, d, blocks_in, blocks_out, size_out, rank, WIDTH, TRANSPOSED, RANKS)
             accumulator = products(z, tl.load(at, inside, 0.0), accumulator, PRECISION)
     row_size = blocks_out * size_out
     y += (first_row * tl.num_programs(1) + stack) * row_size
@@ -155,7 +161,7 @@ def gradient(
     start, chunk = chunk % chunks * BLOCKS, chunk // chunks
     chunks = tl.cdiv(rank, RANKS)
     r, d = chunk % chunks * RANKS, chunk // chunks * ENTRIES + tl.arange(0, ENTRIES)
-    i, row, pair = start + tl.arange(0, BLOCKS), tl.arange(0, ROWS), tl.arange(0, BLOCKS * RANKS)
+    i, row = start + tl.arange(0, BLOCKS), tl.arange(0, ROWS)
     near += stack * blocks_in * size_in * blocks_out * rank
     x += stack * (stack_stride * UNIT_SIZES)
     row_size = blocks_out * size_out
@@ -174,8 +180,5 @@ def gradient(
         )
         accumulator = products(tl.permute(z, (0, 2, 1)), tl.load(at, inside, 0.0), accumulator, PRECISION)
     parts += (tl.program_id(1).to(tl.int64) * tl.num_programs(2) + stack) * blocks_in * size_out * blocks_out * rank
-    at, inside = factor_tile(
-        parts, j[:, None, None], (start + pair // RANKS)[None, :, None], (r + pair % RANKS)[None, :, None],
-        d[None, None, :], blocks_out, blocks_in, size_out, rank, WIDTH, TRANSPOSED,
-    )  # fmt: skip
+    at, inside = far_tile(parts, j, start, r, d, blocks_in, blocks_out, size_out, rank, WIDTH, TRANSPOSED, RANKS)
     tl.store(at, accumulator, inside)
