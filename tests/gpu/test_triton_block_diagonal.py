@@ -83,7 +83,8 @@ def test_autocast_rounds(device: torch.device) -> None:
 def test_is_a_well_behaved_operator_of_torch(device: torch.device) -> None:
     x, weight = (t.requires_grad_() for t in arguments(5, (3, 4, 5), torch.float32, device))
     torch.library.opcheck(torch.ops.longreach.block_diagonal_triton, (x, weight, False))
-    torch.library.opcheck(torch.ops.longreach.block_diagonal_triton_gradient, (torch.randn(5, 12, device=device), x, weight))
+    grad = torch.randn(5, 12, device=device)
+    torch.library.opcheck(torch.ops.longreach.block_diagonal_triton_gradient, (grad, x, weight))
 
 
 def test_the_same_bits_every_time_and_neighbours_change_none(device: torch.device) -> None:

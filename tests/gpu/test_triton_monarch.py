@@ -164,3 +164,17 @@ def test_sizes_share_few_tiles(device: torch.device, idle: None, variants: set[t
                 with torch.no_grad():
                     launcher.triton_monarch(x, layer.first[None], layer.second[None], False)
     assert 10 < len(variants) <= 51
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_fill_tensor_cores_and_fit(dtype: torch.dtype) -> None:
+    """Which the interpreter does not ask for: sides of products of 16 or more, results of 64 KiB on chip at most."""
+    for rank in (*range(1, 20), 64, 300):
+        for size in (1, 30, 64, 1000):
+            for adjoint in (False, True):
+                sizes = launcher._Sizes(9, size, 9, size, rank)
+                tile = launcher._tile(sizes, 9 * size, dtype, adjoint, 1)
+                blocks, rows = tile["BLOCKS"], tile["ROWS"]
+                assert min(blocks * tile["RANKS"], tile["ENTRIES"], tile["ENTRIES_IN"], rows) >= 16
+                assert blocks * rows * tile["ENTRIES"] <= (16384 if dtype == torch.float32 else 32768)
+                assert blocks == 1 or blocks % tile["num_warps"] == 0

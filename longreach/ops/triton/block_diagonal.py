@@ -125,7 +125,7 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("longreach::block_diagonal_triton")
 def _fake(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
-    return x.new_empty(len(x), len(weight) * weight.shape[2 if transposed else 1])
+    return x.new_empty(x.shape[0], weight.shape[0] * weight.shape[2 if transposed else 1])
 
 
 @torch.library.register_fake("longreach::block_diagonal_triton_gradient")

@@ -46,7 +46,7 @@ def row_tile(array, row, block, entry, rows, blocks, size, stride, WIDTH: tl.con
     inside = (block < blocks)[:, None, None] & (row < rows)[None, :, None] & (entry < size)[None, None, :]
     block, entry = block[:, None, None], entry[None, None, :]
     at = dealt(block, entry, blocks, WIDTH) if DEALT else block * size + entry
-    return array + (row[None, :, None] * stride + at), inside
+    return array + row[None, :, None].to(tl.int64) * stride + at, inside
 
 
 @triton.jit
