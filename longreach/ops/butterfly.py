@@ -20,9 +20,13 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
+from longreach.ops.triton import available
+from longreach.ops.triton.monarch import DTYPES, triton_monarch
 
 MERGED_LEVELS = 4
 """How many factors of radix 2 the merged backend joins: 16 x 16 matrices."""
+LARGEST_LEVELS = 14
+"""Of factors, for which two matrices of up to 128 x 128 in every place are not too many."""
 
 
 def butterfly_factor(
@@ -77,6 +81,37 @@ def _merged(x: Tensor, twiddle: Tensor, increasing: bool = True) -> Tensor:
             factors = block[:, start : start + MERGED_LEVELS]
             lowest = start if go_up else levels - start - factors.shape[1]
             x = butterfly_factor(x, merge_factors(factors, 2**lowest, go_up), 2**lowest)
+    return x
+
+
+def _triton_refuses(x: Tensor, twiddle: Tensor, increasing: bool = True) -> str | None:
+    if twiddle.shape[2] == 1:
+        return "there is one factor, and nothing to merge"
+    return available.refusal(x.device, torch.promote_types(x.dtype, twiddle.dtype), DTYPES)
+
+
+def _triton_yields(x: Tensor, twiddle: Tensor, increasing: bool = True) -> str | None:
+    if twiddle.shape[2] > LARGEST_LEVELS:
+        return f"matrices of more than {2 ** (LARGEST_LEVELS // 2)} entries take more operations than are saved"
+    return _few_rows(x, twiddle, increasing) or available.interpretation(x.device)
+
+
+@butterfly_multiply.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(x: Tensor, twiddle: Tensor, increasing: bool = True) -> Tensor:
+    """Each half of the factors as one, in float32 at least: a block is a Monarch matrix, and one pass over memory.
+
+    The factors of a block of decreasing strides are those of the adjoint of an increasing one.
+    """
+    _check(x, twiddle)
+    dtype, levels = torch.promote_types(x.dtype, twiddle.dtype), twiddle.shape[2]
+    below = (levels + 1) // 2
+    wide = twiddle.to(torch.promote_types(dtype, torch.float32))
+    for block, go_up in zip(wide.unbind(1), _directions(twiddle, increasing), strict=True):
+        lower, upper = (block[:, :below], block[:, below:]) if go_up else (block[:, -below:], block[:, :-below])
+        first, second = merge_factors(lower, 1, go_up), merge_factors(upper, 2**below, go_up)
+        if not go_up:
+            first, second = first.mH, second.mH
+        x = triton_monarch(x.to(dtype), first.to(dtype), second.to(dtype), not go_up)
     return x
 
 

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from longreach.errors import InputError
 from longreach.ops.backend import op
-from longreach.ops.block_diagonal import block_diagonal
+from longreach.ops.block_diagonal import FEW_ROWS, block_diagonal, product_dtype
 from longreach.ops.cooley_tukey import dft_matrix, twiddle_factors
+from longreach.ops.triton import available
+from longreach.ops.triton.monarch import DTYPES, triton_monarch
 
 
 @op
@@ -52,6 +54,31 @@ def _shuffle(x: Tensor, blocks: int, width: int) -> Tensor:
     if blocks * width == 0 or x.shape[-1] % (blocks * width):
         raise InputError(f"monarch: {x.shape[-1]} entries cannot be dealt out to {blocks} blocks, {width} at a time")
     return x.unflatten(-1, (-1, blocks, width)).transpose(-2, -3).flatten(-3)
+
+
+def _triton_refuses(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int] | None = None) -> str | None:
+    if len(factors) != 2 or any(width != 1 for width in widths or ()):
+        return "has kernels for two factors, shuffled one entry at a time"
+    (k, q, p), (l, _, r) = (factor.shape for factor in factors)
+    if q % max(1, l) or r * l != k * q or x.shape[-1] != k * p:
+        return "has kernels for blocks that each give as many numbers to every block of the next factor"
+    if len({product_dtype(tensor) for tensor in (x, *factors)}) > 1:
+        return "takes tensors of one dtype"
+    return available.refusal(x.device, product_dtype(x), DTYPES)
+
+
+def _triton_yields(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int] | None = None) -> str | None:
+    if x.shape[:-1].numel() < FEW_ROWS:
+        return f"{x.shape[:-1].numel()} rows do not fill its tiles"
+    return available.interpretation(x.device)
+
+
+@monarch.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int] | None = None) -> Tensor:
+    """Both factors in one pass over x, in first derivatives too."""
+    dtype = product_dtype(x)
+    first, second = (factor.to(dtype)[None] for factor in factors)
+    return triton_monarch(x.to(dtype)[..., None, :], first, second, False)[..., 0, :]
 
 
 def near_square(n: int) -> tuple[int, int]:
