@@ -132,7 +132,8 @@ def _remember(
 ) -> tuple[Float[Tensor, "b l h n"], Float[Tensor, "b h n n"]]:
     """The delta rule on query, key, value, log decay, read and write."""
     if inputs[0].shape[1] > 1:
-        y, memory = delta_rule(*(z.transpose(1, 2) for z in inputs), memory)
+        query, key, value, log_decay, read, write = (z.transpose(1, 2) for z in inputs)
+        y, memory = delta_rule(query, key, value, log_decay, read, write, memory)
         return y.transpose(1, 2), memory
     query, key, value, log_decay, read, write = (z[:, 0].to(memory.dtype) for z in inputs)
     y, memory = memory_step(query, key, value, memory, log_decay.exp(), read, write)
