@@ -25,7 +25,6 @@ from longreach.ops.backend import op
 from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.linear_scan import linear_scan
 from longreach.ops.native import refusal
-from longreach.ops.steps_native import recording
 from longreach.ops.triton import available
 from longreach.ops.triton.wkv import DTYPES as TRITON_DTYPES
 from longreach.ops.triton.wkv import triton_wkv
@@ -69,11 +68,7 @@ def wkv_step(
 ) -> tuple[Float[Tensor, "b c"], WKVState]:
     """One position, O(b c): the average in the dtype of the state, and the state after it."""
     dtype = state.numerator.dtype
-    log_decay, bonus, key, value = log_decay.to(dtype), bonus.to(dtype), key.to(dtype), value.to(dtype)
-    if recording() or refusal(key.device, dtype, NATIVE_DTYPES):
-        return _step(log_decay, bonus, key, value, state)
-    y, state = native_wkv(log_decay, bonus, key[:, None], value[:, None], state, None)
-    return y[:, 0], state
+    return _step(log_decay.to(dtype), bonus.to(dtype), key.to(dtype), value.to(dtype), state)
 
 
 def _step(log_decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:

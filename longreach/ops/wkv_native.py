@@ -6,6 +6,7 @@ every BLOCK-th state is kept for the adjoint, which computes the others again.  
 Axes: b batch, l length, c channels, m blocks but the first.
 """
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from longreach.ops.backend import OPS
 from longreach.ops.gradients import gradients_by_autograd
-from longreach.ops.native import LIBRARY, addresses, dtype_name, integers, kernel
-from longreach.ops.steps_native import called_directly, threads_for
+from longreach.ops.native import LIBRARY, address, dtype_name, kernel
 from longreach.ops.wkv_state import WKVState
 
 DTYPES = (torch.float32, torch.float64)
@@ -43,15 +43,15 @@ def native_wkv(
     mask: Bool[Tensor, "b l"] | None,
 ) -> tuple[Float[Tensor, "b l c"], WKVState]:
     """The averages, zero where `mask` is False, and the state; all arguments have one of DTYPES and are on the CPU."""
-    run = _forward if called_directly() else torch.ops.longreach.wkv
-    y, *after, _ = run(log_decay, bonus, key, value, *state, mask)
+    y, *after, _ = torch.ops.longreach.wkv(log_decay, bonus, key, value, *state, mask)
     return y, WKVState(*after)
 
 
 def _call(name: str, given: Sequence[Any], others: Sequence[Tensor], key: Tensor) -> None:
     """Run a kernel on contiguous tensors."""
+    pointers = [(ctypes.c_void_p * len(tensors))(*map(address, tensors)) for tensors in (given, others)]
     run = kernel(f"{name}_{dtype_name(key.dtype)}", n_pointers=3, n_sizes=0)
-    run(addresses(*given), addresses(*others), integers(*key.shape), threads_for(key.numel()))
+    run(*pointers, (ctypes.c_int64 * 3)(*key.shape), torch.get_num_threads())
 
 
 def _dense(*tensors: Any) -> list[Any]:
