@@ -81,7 +81,7 @@ def real_positions(x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) 
 
 def split_heads(x: Float[Tensor, "*b l d"], n_heads: int) -> Float[Tensor, "*b {n_heads} l e"]:
     """Cut the width into heads."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(-2, -3)
+    return x.view(*x.shape[:-1], n_heads, x.shape[-1] // n_heads).transpose(-2, -3)
 
 
 def join_heads(y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:

@@ -16,6 +16,7 @@ through `mix`.
 Axes: b batch, l length, d channels, h heads, n channels of a head.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longreach.mixers.base import OptimHint
-from longreach.mixers.heads import join_heads
 from longreach.mixers.rwkv_memory import RWKVMemory, RWKVState
 from longreach.mixers.rwkv_start import Place, low_rank, spread, uniform_linear, zero_linear
 from longreach.ops.delta_rule import delta_rule
+from longreach.ops.memory_step import memory_step
 from longreach.ops.token_shift import token_shift
 
 Revise = Callable[[Tensor, Tensor], Tensor]
@@ -104,29 +105,39 @@ class RWKV7(RWKVMemory):
     ) -> tuple[Float[Tensor, "b l d"], RWKVState]:
         """The same, with values that `revise` may change before they are used."""
         previous, last = token_shift(x, state.last, mask)
+        heads = *x.shape[:2], self.n_heads, self.head_dim
         mixed = torch.lerp(previous, x, self.shares[:, None, None].to(x.dtype))
         for_receptance, for_decay, for_key, for_value, for_rate, for_gate = mixed.unbind(0)
-        value = self.value(for_value)
+        receptance, key, value = self.receptance(for_receptance), self.key(for_key), self.value(for_value)
         if revise is not None:
             value = revise(value, for_value)
         decay = self.decay + torch.tanh(for_decay @ self.decay_down) @ self.decay_up
-        log_decay = -torch.exp(-F.softplus(-decay) - 0.5)
+        log_decay = -(math.e**-0.5) * torch.sigmoid(decay)
         rate = torch.sigmoid(self.rate + for_rate @ self.rate_down @ self.rate_up)
         gate = torch.sigmoid(for_gate @ self.gate_down) @ self.gate_up
-        key = self.key(for_key)
-        kappa = F.normalize(self._split(key * self.removal), dim=-1)
+        kappa = F.normalize((key * self.removal).view(heads), dim=-1)
         key = key * (1 + (rate - 1) * self.rewrite)
-        receptance, key, value, log_decay, rate = map(
-            self._split, (self.receptance(for_receptance), key, value, log_decay, rate)
-        )
+        receptance, key, value, log_decay, rate = (z.view(heads) for z in (receptance, key, value, log_decay, rate))
         if mask is not None:
-            real = mask[:, None, :, None]
+            real = mask[..., None, None]
             key, log_decay, kappa = (z.masked_fill(~real, 0) for z in (key, log_decay, kappa))
-        y, memory = delta_rule(receptance, key, value, log_decay, -kappa, kappa * rate, state.memory)
-        y = self.norm(join_heads(y).flatten(0, 1)).view_as(x)
-        present = (receptance * self.bonus[:, None] * key).sum(-1, keepdim=True) * value
-        y = y + join_heads(present)
+        y, memory = _remember((receptance, key, value, log_decay, -kappa, kappa * rate), state.memory)
+        present = (receptance * self.bonus * key).sum(-1, keepdim=True) * value
+        y = self.norm(y.reshape(-1, self.d_model)).view_as(x) + present.flatten(2)
         return self.out(y.to(gate.dtype) * gate), RWKVState(last, memory)
+
+
+def _remember(
+    inputs: tuple[Float[Tensor, "b l h n"], ...], memory: Float[Tensor, "b h n n"]
+) -> tuple[Float[Tensor, "b l h n"], Float[Tensor, "b h n n"]]:
+    """The delta rule on query, key, value, log decay, read and write."""
+    if inputs[0].shape[1] > 1:
+        query, key, value, log_decay, read, write = (z.transpose(1, 2) for z in inputs)
+        y, memory = delta_rule(query, key, value, log_decay, read, write, memory)
+        return y.transpose(1, 2), memory
+    query, key, value, log_decay, read, write = (z[:, 0].to(memory.dtype) for z in inputs)
+    y, memory = memory_step(query, key, value, memory, log_decay.exp(), read, write)
+    return y[:, None], memory
 
 
 def _bend(channels: int, head_dim: int) -> Float[Tensor, " d"]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from longreach.ops.attention_mask import AttentionMask
+from longreach.ops.attention_step import attention_step, attention_step_refuses
 
 TAIL = 64
 
@@ -108,6 +109,8 @@ def attend_to_parts(
     The same as `attention` on the joined blocks; `visible` says of positions (b, l, 1) of queries and (b, 1, m) of keys
     which pairs may meet, if not all (b, l, m).  O(l m) time and memory; the softmax is float32 or wider.
     """
+    if visible is None and not attention_step_refuses(query, parts):
+        return attention_step(query, query_position, parts, window, alibi_slopes)
     n_groups, scale = parts[0].key.shape[1], query.shape[-1] ** -0.5
     grouped = (query * scale).unflatten(1, (n_groups, -1)).flatten(2, 3)  # (b, g, r l, e)
     position = torch.cat([part.position for part in parts], dim=1)

@@ -6,7 +6,6 @@ on torch, through the definitions.
 Axes: b batch, d channels, n modes, r rank, w window, t taps, h heads, k key channels, v value channels.
 """
 
-import ctypes
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from longreach.ops.backend import OPS
 from longreach.ops.gradients import gradients_by_autograd
-from longreach.ops.native import LIBRARY, dtype_name, kernel
+from longreach.ops.native import LIBRARY, addresses, dtype_name, integers, kernel
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -49,7 +48,7 @@ def native_modal_step(
     right: Num[Tensor, "r d n"] | None,
 ) -> tuple[Float[Tensor, "b d"], Num[Tensor, "b d n"]]:
     """What longreach.ops.modal_step defines, for tensors on the CPU: modes of one of DTYPES, and the rest to match."""
-    run = _modal_step if _direct() else torch.ops.longreach.modal_step
+    run = _modal_step if called_directly() else torch.ops.longreach.modal_step
     return run(u, modes, abar, bbar, C, skip, left, right)
 
 
@@ -62,7 +61,7 @@ def native_filter_step(
     added: Sequence[Float[Tensor, "b d"]],
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d {kept}"]]:
     """What longreach.ops.filter_step defines, for tensors on the CPU which have one of DTYPES in common, a real one."""
-    return (_filter_step if _direct() else torch.ops.longreach.filter_step)(x, window, taps, kept, bias, added)
+    return (_filter_step if called_directly() else torch.ops.longreach.filter_step)(x, window, taps, kept, bias, added)
 
 
 def native_memory_step(
@@ -73,7 +72,7 @@ def native_memory_step(
     *others: Float[Tensor, "..."] | None,
 ) -> tuple[Float[Tensor, "b h v"], Float[Tensor, "b h k v"]]:
     """What longreach.ops.memory_step defines, for tensors on the CPU which have one of DTYPES in common, a real one."""
-    return (_memory_step if _direct() else torch.ops.longreach.memory_step)(query, key, value, state, *others)
+    return (_memory_step if called_directly() else torch.ops.longreach.memory_step)(query, key, value, state, *others)
 
 
 def recording() -> str | None:
@@ -81,32 +80,26 @@ def recording() -> str | None:
     return "would compute a step again for its gradient" if torch.is_grad_enabled() else None
 
 
-def _direct() -> bool:
+def called_directly() -> bool:
     """Whether there is nothing that torch would do between a call and the kernel, which takes it some microseconds."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+    """`x`, or a copy of it, with its elements one after the other in memory."""
     return x if x.is_contiguous() and not (x.is_conj() or x.is_neg()) else x.resolve_conj().resolve_neg().contiguous()
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     """`x`, ([b,] d, n), with modes side by side, and its strides between rows and channels; 0 along what is shared."""
     if x.stride(-1) != 1 or x.is_conj() or x.is_neg():
-        x = _dense(x)
+        x = dense(x)
     channel = x.stride(-2) if x.shape[-2] > 1 else 0
     return x, x.stride(0) if x.ndim == 3 and x.shape[0] > 1 else 0, channel
 
 
-def _pointers(*tensors: Tensor | None) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
-
-
-def _sizes(*sizes: int) -> ctypes.Array:
-    return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
-def _threads(work: int) -> int:
+def threads_for(work: int) -> int:
+    """How many threads should share so many operations."""
     return 1 if work <= SMALL else torch.get_num_threads()
 
 
@@ -120,43 +113,43 @@ def _modal_step(
     left: Tensor | None,
     right: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    u, modes, C = _dense(u), _dense(modes), _dense(C)
+    u, modes, C = dense(u), dense(modes), dense(C)
     (b, d, n), parts, rank = modes.shape, 2 if modes.is_complex() else 1, 0
     abar, a_row, a_channel = _rows(abar)
     bbar, b_row, b_channel = _rows(bbar)
-    skip = None if skip is None else _dense(skip)
+    skip = None if skip is None else dense(skip)
     if left is not None and right is not None:
-        left, right, rank = _dense(left), _dense(right), left.shape[0]
+        left, right, rank = dense(left), dense(right), left.shape[0]
     y, after = torch.empty_like(u), torch.empty_like(modes)
-    sizes = _sizes(b, d, parts * n, rank, parts * a_row, parts * a_channel, parts * b_row, parts * b_channel)
+    sizes = integers(b, d, parts * n, rank, parts * a_row, parts * a_channel, parts * b_row, parts * b_channel)
     run = kernel(f"modal_step_{dtype_name(modes.dtype)}", 4, 0)
-    inputs = _pointers(u, modes, abar, bbar, C, skip, left, right)
-    run(inputs, sizes, y.data_ptr(), after.data_ptr(), _threads(b * d * n))
+    inputs = addresses(u, modes, abar, bbar, C, skip, left, right)
+    run(inputs, sizes, y.data_ptr(), after.data_ptr(), threads_for(b * d * n))
     return y, after
 
 
 def _filter_step(
     x: Tensor, window: Tensor, taps: Tensor, kept: int, bias: Tensor | None, added: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    x, window = _dense(x), _dense(window)
+    x, window = dense(x), dense(window)
     taps, _, between = _rows(taps)
-    bias = None if bias is None else _dense(bias)
+    bias = None if bias is None else dense(bias)
     added = [other.resolve_neg() for other in added]
     y, after = torch.empty_like(x), x.new_empty(*x.shape, kept)
-    sizes = _sizes(*window.shape, kept, taps.shape[1], between, len(added))
-    strides = _sizes(*[stride for other in added for stride in other.stride()])
+    sizes = integers(*window.shape, kept, taps.shape[1], between, len(added))
+    strides = integers(*[stride for other in added for stride in other.stride()])
     run = kernel(f"filter_step_{dtype_name(x.dtype)}", 9, 0)
     inputs = x.data_ptr(), window.data_ptr(), taps.data_ptr(), None if bias is None else bias.data_ptr()
-    run(*inputs, _pointers(*added), strides, sizes, y.data_ptr(), after.data_ptr(), 1)
+    run(*inputs, addresses(*added), strides, sizes, y.data_ptr(), after.data_ptr(), 1)
     return y, after
 
 
 def _memory_step(query: Tensor, key: Tensor, value: Tensor, state: Tensor, *others: Tensor | None) -> tuple:
-    dense = [None if x is None else _dense(x) for x in (query, key, value, *others, state)]
+    inputs = [None if x is None else dense(x) for x in (query, key, value, *others, state)]
     b, h, k, v = state.shape
     y, after = state.new_empty(b, h, v), state.new_empty(b, h, k, v)
     run = kernel(f"memory_step_{dtype_name(state.dtype)}", 4, 0)
-    run(_pointers(*dense), _sizes(b * h, h, k, v), y.data_ptr(), after.data_ptr(), _threads(b * h * k * v))
+    run(addresses(*inputs), integers(b * h, h, k, v), y.data_ptr(), after.data_ptr(), threads_for(b * h * k * v))
     return y, after
 
 
