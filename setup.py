@@ -62,10 +62,10 @@ class BuildKernels(build_ext):
         """The object of one source, in a folder of the library's own, because all libraries have the same sources."""
         folder = str(Path(self.build_temp, library.name))
         (target,) = self.compiler.object_filenames([source], output_dir=folder)
-        others = SOURCES if source.endswith("digest.cpp") else []
-        if self.force or newer_group([source, *others, *library.depends], target):
+        is_digest = source.endswith("digest.cpp")  # always compiled: a source that was removed leaves nothing newer
+        if self.force or is_digest or newer_group([source, *library.depends], target):
             flags = [*library.extra_compile_args, "-g1" if self.debug else "-g0"]
-            macros = [("LONGREACH_DIGEST", f'"{DIGEST}"')] if others else []
+            macros = [("LONGREACH_DIGEST", f'"{DIGEST}"')] if is_digest else []
             self.compiler.compile([source], output_dir=folder, macros=macros, extra_postargs=flags)
         return target
 
