@@ -147,11 +147,16 @@ def test_hyena_mixes_long_sequences_in_parts_of_its_channels(options: dict, monk
     assert_equal(gradients(mixer, y, x), gradients(mixer, expected, x))
 
 
-def test_pieces_have_second_derivatives() -> None:
+@pytest.mark.parametrize("through", [False, True], ids=["given", "computed from the parameters"])
+def test_pieces_have_second_derivatives(through: bool) -> None:
     module, x = Watched().double(), torch.randn(1, 8, 6, dtype=torch.float64, requires_grad=True)
+
+    def entering() -> Tensor:
+        return x @ module.linear.weight if through else x
+
     ours, theirs = (
-        torch.autograd.grad(y.sum(), [x, module.linear.weight], create_graph=True)
-        for y in (piecewise(module, [x], list(module.parameters()), 4), module(x))
+        torch.autograd.grad(y.pow(2).sum(), [x, module.linear.weight], create_graph=True)
+        for y in (piecewise(module, [entering()], list(module.parameters()), 4), module(entering()))
     )
     both = (torch.cat([grad.flatten() for grad in found]) for found in (ours, theirs))
     assert_equal(*(gradients(module, found, x) for found in both))

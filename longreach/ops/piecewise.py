@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def piecewise(
@@ -119,7 +120,8 @@ class _Piecewise(torch.autograd.Function):
         settings, given, parameters = ctx.settings, ctx.saved_tensors, ctx.settings.parameters
         needed = ctx.needs_input_grad[1 : 1 + len(given)]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(settings, given, needed, grads[0])
+            found = _DifferentiableGradients.apply(settings, grads[0], *given, *parameters)
+            return None, *(x if need else None for x, need in zip(found, ctx.needs_input_grad[1:], strict=True))
         inputs, n = given[: settings.n_inputs], settings.n_inputs
         input_grads = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=False)]
         whole = [x.detach().requires_grad_(need) for x, need in zip(given[n:], needed[n:], strict=True)]
@@ -147,15 +149,37 @@ def _sum(total: Tensor | None, add: Tensor | None) -> Tensor | None:
     return total if add is None else add if total is None else total + add
 
 
-def _differentiable_gradients(
-    settings: _Settings, given: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
-    """All gradients, as functions of everything that they depend on."""
-    inputs, whole, results = given[: settings.n_inputs], given[settings.n_inputs :], []
-    for start, length in settings.pieces(inputs):
-        with settings.applied(start):
-            results.append(settings.function(*(x.narrow(settings.cut, start, length) for x in inputs), *whole))
-    y = torch.cat(results, dim=settings.join)
-    wanted = [x for x, need in zip(given, needed, strict=True) if need] + [*settings.parameters]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in [*needed, *[True] * len(settings.parameters)]]
+class _DifferentiableGradients(torch.autograd.Function):
+    """The gradients as functions of the arguments, the parameters and the gradient of the result.
+
+    Arguments may have been computed from the parameters.  That way is followed by the autograd that asks; here they
+    are leaves of a graph of their own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, settings: _Settings, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        n = len(tensors) - len(settings.parameters)
+        leaves = [x.detach().requires_grad_(x.is_floating_point() or x.is_complex()) for x in (grad, *tensors[:n])]
+        inputs, whole, results = leaves[1 : 1 + settings.n_inputs], leaves[1 + settings.n_inputs :], []
+        with torch.enable_grad():
+            for start, length in settings.pieces(inputs):
+                with settings.applied(start):
+                    parts = (x.narrow(settings.cut, start, length) for x in inputs)
+                    results.append(settings.function(*parts, *whole))
+            y = torch.cat(results, dim=settings.join)
+            ctx.arguments = [*leaves, *settings.parameters]
+            wanted = [x for x in ctx.arguments[1:] if x.requires_grad]
+            found = torch.autograd.grad(y, wanted, leaves[0], create_graph=True, materialize_grads=True)
+        ctx.gradients = found
+        every = iter(found)
+        return tuple(next(every).detach() if x.requires_grad else x.new_zeros(()) for x in ctx.arguments[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        given = [g for g, x in zip(grads, ctx.arguments[1:], strict=True) if x.requires_grad]
+        further = [(y, g) for y, g in zip(ctx.gradients, given, strict=True) if y.requires_grad]
+        wanted = [x for x in ctx.arguments if x.requires_grad]
+        results, weights = zip(*further, strict=True)
+        found = iter(torch.autograd.grad(results, wanted, weights, retain_graph=True, allow_unused=True))
+        return None, *(next(found) if x.requires_grad else None for x in ctx.arguments)
