@@ -95,7 +95,7 @@ def _forward(function: Callable[..., Tensor], inputs: list[Any], meter: Meter) -
     y = run()  # compiles, and plans
     moved = _bytes(inputs) + _bytes([y])
     del y
-    return {"forward_bytes": meter.bytes(run), "forward_seconds": meter.seconds(run), "forward_moved": moved}
+    return {"forward_bytes": meter.bytes(run), "forward_seconds": meter.device_clock(run), "forward_moved": moved}
 
 
 def _backward(function: Callable[..., Tensor], inputs: list[Any], meter: Meter) -> Numbers:
@@ -107,7 +107,7 @@ def _backward(function: Callable[..., Tensor], inputs: list[Any], meter: Meter) 
     cotangent = torch.randn_like(y)
     backward = partial(torch.autograd.grad, y, wanted, cotangent, retain_graph=True)
     backward()
-    numbers = {"backward_seconds": meter.seconds(backward)}
+    numbers = {"backward_seconds": meter.device_clock(backward)}
     numbers["backward_moved"] = _bytes(inputs) + _bytes([cotangent]) + _bytes(wanted)
     del y, backward
     return numbers | {

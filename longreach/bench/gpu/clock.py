@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -51,19 +52,18 @@ def event_seconds(run: Run) -> float:
     return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
 
 
+Clock = Callable[[Run], float]
+"""Seconds of a call that was made once before."""
+
+
 class Meter(NamedTuple):
     """What measures, and where."""
 
     device: str = "cuda"
-    clock: Callable[[Run], float] = event_seconds
-
-    def seconds(self, run: Run) -> float:
-        """Of the device, for one call."""
-        return self.clock(run)
-
-    def whole_seconds(self, run: Callable[[], None]) -> float:
-        """Of the wall's clock, launching included, for one call."""
-        return median_seconds(run, self.device)
+    device_clock: Clock = event_seconds
+    """What the device needs for a call ..."""
+    wall_clock: Clock = partial(median_seconds, device="cuda")
+    """... and what whoever waits for it does, launching included."""
 
     def bytes(self, run: Run) -> float:
         """Needed at once beyond what there is; NaN where nobody knows."""

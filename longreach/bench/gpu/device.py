@@ -25,11 +25,11 @@ def device_cells(sizes: Sizes) -> list[Cell]:
 def _product(dtype: torch.dtype, size: int, meter: Meter) -> Numbers:
     a, b, out = (torch.randn(size, size, device=meter.device).to(dtype) for _ in range(3))
     torch.mm(a, b, out=out)
-    seconds = meter.seconds(lambda: torch.mm(a, b, out=out))
+    seconds = meter.device_clock(lambda: torch.mm(a, b, out=out))
     return {"forward_seconds": seconds, "forward_operations": 2.0 * size**3}
 
 
 def _copy(size: int, meter: Meter) -> Numbers:
     source, target = (torch.zeros(size, dtype=torch.int8, device=meter.device) for _ in range(2))
     target.copy_(source)
-    return {"forward_seconds": meter.seconds(lambda: target.copy_(source)), "forward_moved": 2.0 * size}
+    return {"forward_seconds": meter.device_clock(lambda: target.copy_(source)), "forward_moved": 2.0 * size}

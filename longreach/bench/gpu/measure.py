@@ -37,6 +37,8 @@ SECTIONS: dict[str, Callable[[Sizes], list[Cell]]] = {
 }
 LONGEST_RUN = 4.0
 """Seconds; a cell whose single run would take longer is left empty."""
+STEEPEST = 2.0
+"""Times grow with no higher power of the length; where they seem to, something else was measured too."""
 RUNS = 6
 """About how often a cell runs what it measures."""
 SILENCE = 120.0
@@ -155,5 +157,5 @@ def _expected_seconds(points: list[tuple[int, float]], length: int) -> float:
     power = 1.0
     if len(points) > 1 and points[-2][1] > 0 and seconds > 0:
         before, earlier = points[-2]
-        power = max(0.0, math.log(seconds / earlier) / math.log(last / before))
+        power = min(STEEPEST, max(0.0, math.log(seconds / earlier) / math.log(last / before)))
     return seconds * (length / last) ** power

@@ -88,7 +88,7 @@ def _train(sizes: Sizes, name: str, length: int, meter: Meter) -> Numbers:
     step()
     return {
         "training_bytes": meter.bytes(step),
-        "training_seconds": meter.whole_seconds(step),
+        "training_seconds": meter.wall_clock(step),
         "tokens": float(tokens[:, 1:].numel()),
     }
 
@@ -102,12 +102,12 @@ def _generate(sizes: Sizes, name: str, batch: int, context: int, meter: Meter) -
         numbers = {"state_bytes": _state_bytes(state), "written": float(batch * sizes.written)}
         eager = partial(_write, model.step, sizes.written, logits, state)
         eager()
-        numbers["eager_seconds"] = meter.whole_seconds(eager)
+        numbers["eager_seconds"] = meter.wall_clock(eager)
         if meter.device == "cuda" and changes(state, after) is None:
             captured = CapturedStep(model, state)
             replayed = partial(_replay, captured, sizes.written, logits)
             replayed()
-            numbers["captured_seconds"] = meter.whole_seconds(replayed)
+            numbers["captured_seconds"] = meter.wall_clock(replayed)
     return numbers
 
 
