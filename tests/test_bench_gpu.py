@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longreach.bench import gpu
-from longreach.bench.gpu import measure
+from longreach.bench.gpu import attention, measure
 from longreach.bench.gpu.cells import Cell, Contest, Result
 from longreach.bench.gpu.clock import CLEARED, CLEARING, Meter, event_seconds
 from longreach.bench.gpu.measure import NO_MEMORY, NO_TIME, Plan, measure_apart, measure_here, reason_to_skip
@@ -66,6 +66,16 @@ def test_results_are_right(results: list[Result]) -> None:
         wide = case.startswith(("linear_scan", "wkv", "vandermonde", "cauchy", "float32"))
         assert error < (1e-5 if wide else 1e-2), (case, side)
     assert errors["heads of 8", OURS] > 0
+    assert {"window, heads of 8", "packed, heads of 8"} <= {case for case, _ in errors}
+
+
+@pytest.mark.parametrize("rule", [attention._window, attention._packed])
+@pytest.mark.parametrize("length", [256, 512])
+def test_pairs_that_may_meet_are_counted(rule: Any, length: int) -> None:
+    """Up to the diagonal, of which half is counted everywhere."""
+    mask = rule(torch.zeros(1, 1, length, 1)).located(length, length, torch.device("cpu"))
+    pairs = mask.allowed().sum().item() - length / 2
+    assert pairs == pytest.approx(length**2 / 2 * attention._met(rule), rel=0.05)
 
 
 def test_a_wrong_side_is_seen() -> None:

@@ -1,5 +1,7 @@
 """Causal attention in bfloat16: ours, torch's fused kernels one by one, and all scores in memory.
 
+With a window, and for documents packed into one sequence, torch has but the mask of all pairs.
+
 Axes: b batch, h heads, l length, e width of a head.
 """
 
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longreach.bench import baselines
@@ -24,7 +27,9 @@ FUSED = {
     "torch efficient": SDPBackend.EFFICIENT_ATTENTION,
     "torch math": SDPBackend.MATH,
 }
-UNFUSED = "all scores"
+UNFUSED, MASKED = "all scores", "torch, masked"
+WINDOWS, DOCUMENTS = 16, 8
+"""A window is this part of the length; so many documents are packed into a sequence."""
 MINOR = ("torch efficient", "torch math", UNFUSED)
 MAIN = (1 << 10, 1 << 12, 1 << 14)
 JUDGED = 1 << 12
@@ -51,7 +56,46 @@ def attention_cells(sizes: Sizes) -> list[Cell]:
         )
         for width in sizes.head_sizes
     ]
+    contests += [_sparse(sizes, name) for name in ("window", "packed")]
     return [cell for contest in contests for cell in contest.cells(rank=1)]
+
+
+def _sparse(sizes: Sizes, name: str) -> Contest:
+    """Where few of the pairs may meet, at some of the lengths: the mask of all is large."""
+    rule = {"window": _window, "packed": _packed}[name]
+    masked = partial(_masked, rule)
+    return Contest(
+        *(SECTION, f"{name}, heads of {sizes.head_sizes[0]}", sizes.attention_lengths[-5:-1:2]),
+        inputs=partial(_inputs, sizes, sizes.head_sizes[0]),
+        sides={OURS: lambda query, key, value: _attend(query, key, value, rule(query)), MASKED: masked},
+        exact=masked,
+        operations=lambda inputs: _operations(inputs) * _met(rule),
+        main=MAIN,
+        judged=JUDGED,
+    )
+
+
+def _window(query: Tensor) -> AttentionMask:
+    return AttentionMask(causal=True, window=max(1, query.shape[2] // WINDOWS))
+
+
+def _packed(query: Tensor) -> AttentionMask:
+    b, _, l, _ = query.shape
+    document = (torch.arange(l, device=query.device) // -(-l // DOCUMENTS)).expand(b, -1)
+    return AttentionMask(causal=True, query_segment=document, key_segment=document)
+
+
+def _met(rule: Callable[[Tensor], AttentionMask]) -> float:
+    """The pairs that may meet, as a part of those in causal attention of one document."""
+    part = 1 / (WINDOWS if rule is _window else DOCUMENTS)
+    return part * (2 - part) if rule is _window else part
+
+
+def _masked(rule: Callable[[Tensor], AttentionMask], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """torch's choice among its kernels, told which pairs may meet."""
+    length = query.shape[2]
+    allowed = rule(query[:1]).located(length, length, query.device).allowed()[:, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 
 
 def _inputs(sizes: Sizes, width: int, length: int, device: str) -> list[Any]:
@@ -66,7 +110,11 @@ def _operations(inputs: list[Any]) -> float:
 
 
 def _ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return ours("attention")(query, key, value, AttentionMask(causal=True))
+    return _attend(query, key, value, AttentionMask(causal=True))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
+    return ours("attention")(query, key, value, mask)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend) -> Tensor:

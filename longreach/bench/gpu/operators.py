@@ -1,4 +1,4 @@
-"""Recurrences, sums of state-space models and the fused loss: ours beside our own forms in torch.
+"""Recurrences, sums of state-space models, decoding and the fused loss: ours beside our own forms in torch.
 
 Axes: b batch, l length, d channels, n modes or poles, k points, v vocabulary.
 """
@@ -19,6 +19,8 @@ from longreach.ops import init_wkv
 SECTION = "operators"
 CHANNELS, MODES, ROWS = 256, 32, 4
 """Of state spaces; rows of coefficients that share their poles."""
+DECODED, HEADS, HEAD_SIZE = 4, 16, 64
+"""Sequences that are decoded at once, and their heads."""
 WIDTH, ALL_LOGITS = 768, "all logits"
 JUDGED = 1 << 13
 """Up to so many positions losses are judged: the judge keeps all logits, in float32."""
@@ -35,6 +37,7 @@ def operator_cells(sizes: Sizes) -> list[Cell]:
         _contest(sizes, "vandermonde", "kernels", _modes, sizes.operator_lengths),
         _contest(sizes, "vandermonde_adjoint", "moments", _moments, sizes.operator_lengths),
         _contest(sizes, "cauchy", "4 rows", _poles, sizes.operator_lengths[:-1]),
+        _contest(sizes, "attention", "decoding", _decoding, sizes.operator_lengths[:-1]),
         _contest(
             sizes, "linear_cross_entropy", f"{sizes.vocabulary:,} tokens", _losses, sizes.operator_lengths
         )._replace(
@@ -110,6 +113,14 @@ def _poles(sizes: Sizes, length: int, device: str) -> list[Any]:
     w = torch.polar(1 - 0.1 * torch.rand(shape, device=device), 3 * torch.rand(shape, device=device))
     v = leaf(ROWS, *shape, dtype=torch.complex64, device=device)
     return [v, torch.polar(torch.full_like(angle, 1 + 1 / length), angle), w.requires_grad_()]
+
+
+def _decoding(sizes: Sizes, length: int, device: str) -> list[Any]:
+    """One query in every sequence, without gradients."""
+    return [
+        torch.randn(DECODED, HEADS, count, HEAD_SIZE, device=device, dtype=torch.bfloat16)
+        for count in (1, length, length)
+    ]
 
 
 def _losses(sizes: Sizes, length: int, device: str) -> list[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from longreach.bench.gpu.attention import BACKWARD, FUSED
+from longreach.bench.gpu.attention import BACKWARD, FUSED, MASKED
 from longreach.bench.gpu.attention import SECTION as ATTENTION
 from longreach.bench.gpu.cells import Numbers
 from longreach.bench.gpu.device import SECTION as DEVICE
@@ -81,8 +81,8 @@ QUANTITIES: dict[str, list[Quantity]] = {
     ATTENTION: [
         Quantity("forward, TFLOP/s", share("forward_operations", "forward_seconds", 1e-12), MATRIX),
         Quantity("backward, TFLOP/s", share("forward_operations", "backward_seconds", BACKWARD * 1e-12), MATRIX),
-        Quantity("forward, times as fast as torch's best", FORWARD, against=tuple(FUSED), plotted=False),
-        Quantity("both passes, times as fast as torch's best", both_passes, against=tuple(FUSED), plotted=False),
+        Quantity("forward, times as fast as torch's best", FORWARD, against=(*FUSED, MASKED), plotted=False),
+        Quantity("both passes, times as fast as torch's best", both_passes, against=(*FUSED, MASKED), plotted=False),
         MEBIBYTES,
         ERROR,
     ],
