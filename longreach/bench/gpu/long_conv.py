@@ -27,12 +27,13 @@ CHANNELS, BATCH = 768, 64
 MAIN = tuple(PUBLISHED)
 FEW = (1 << 10, 1 << 13, 1 << 17)
 """Lengths in float32."""
+NAMES = ("u", "kernel", "skip", "gate_before", "gate_after")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def convolution_cells(sizes: Sizes) -> list[Cell]:
     """Alone and between gates in bfloat16, as in training; between gates in float32 at few lengths."""
-    sides = {OURS: partial(_ours, ours("long_conv")), FFT: _fft, OUR_TORCH: partial(_ours, our_torch("long_conv"))}
+    sides = {OURS: ours("long_conv", *NAMES), FFT: _fft, OUR_TORCH: our_torch("long_conv", *NAMES)}
     plain = _contest(sizes, "bfloat16", gated=False, sides=sides)
     gated = _contest(sizes, "bfloat16", gated=True, sides=sides)
     wide = _contest(sizes, "float32", gated=True, sides=sides)._replace(
@@ -61,11 +62,6 @@ def _inputs(sizes: Sizes, dtype: str, gated: bool, length: int, device: str) -> 
         fading = torch.exp(-8 * torch.arange(length, device=device) / length)
         kernel = torch.randn(d, length, device=device) * fading / length**0.5
     return [signals[0], kernel.requires_grad_(), leaf(d, device=device), *signals[1:]]
-
-
-def _ours(convolve: Callable[..., Tensor], u: Tensor, kernel: Tensor, skip: Tensor, *gates: Tensor) -> Tensor:
-    before, after = gates or (None, None)
-    return convolve(u, kernel, skip=skip, gate_before=before, gate_after=after)
 
 
 def _fft(u: Tensor, kernel: Tensor, skip: Tensor, *gates: Tensor) -> Tensor:

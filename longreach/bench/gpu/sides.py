@@ -1,6 +1,6 @@
 """The sides of contests between operators: our kernels for GPUs, and our own forms in torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,26 +17,35 @@ def leaf(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(*shape, device=device, dtype=dtype).requires_grad_()
 
 
-def ours(operator: str) -> Callable[..., Any]:
-    """The kernel in Triton; where there is none, or no GPU, whatever is chosen."""
+def ours(operator: str, *names: str) -> Callable[..., Any]:
+    """The kernel in Triton; where there is none, or no GPU, whatever is chosen.  Inputs go by `names`, if any."""
 
-    def run(*inputs: Any, **options: Any) -> Any:
+    def run(*inputs: Any) -> Any:
+        call = _bound(names, inputs)
         on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in inputs)
         if not on_gpu or "triton" not in OPS[operator].backends:
-            return OPS[operator](*inputs, **options)
+            return call(OPS[operator])
         with use_backend(**{operator: "triton"}):
-            return OPS[operator](*inputs, **options)
+            return call(OPS[operator])
 
     return run
 
 
-def our_torch(operator: str) -> Callable[..., Any]:
+def our_torch(operator: str, *names: str) -> Callable[..., Any]:
     """What would be chosen without compiled kernels."""
 
-    def run(*inputs: Any, **options: Any) -> Any:
-        reasons = OPS[operator].explain(*inputs, **options)
+    def run(*inputs: Any) -> Any:
+        call = _bound(names, inputs)
+        reasons = call(OPS[operator].explain)
         free = [name for name, reason in reasons.items() if reason is None and name not in COMPILED]
         with use_backend(**{operator: free[-1]}):
-            return OPS[operator](*inputs, **options)
+            return call(OPS[operator])
 
     return run
+
+
+def _bound(names: Sequence[str], inputs: Sequence[Any]) -> Callable[[Callable[..., Any]], Any]:
+    """What calls a function with these inputs; those of the last names may be missing."""
+    if names:
+        return lambda function: function(**dict(zip(names, inputs, strict=False)))
+    return lambda function: function(*inputs)
