@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import laws
 import pytest
 import torch
+import where
 from mixer_cases import CASES, FINITE_STATE, WIDTH
 
 from longreach import mixers
@@ -25,12 +26,12 @@ CLASSES = [
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """In float64 and eval mode, its parameters moved so that no zero or one hides a mistake."""
+    """In float64 and eval mode, its parameters moved so that no zero or one hides a mistake, where the tests run."""
     module = module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    return module
+    return module.to(where.device)
 
 
 def make(case: str, seed: int = 0) -> Any:

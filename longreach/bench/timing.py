@@ -11,7 +11,7 @@ LONG_RUN = 5.0
 """A run of this many seconds is not repeated."""
 
 
-def median_seconds(run: Callable[[], None], device: str) -> float:
+def median_seconds(run: Callable[[], object], device: str) -> float:
     """The median of several runs; the caller has run it once before."""
     seconds: list[float] = []
     while len(seconds) < LEAST_RUNS or (sum(seconds) < ENOUGH_SECONDS and len(seconds) < MOST_RUNS):

@@ -1,17 +1,17 @@
 """`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from longreach import bench
+from longreach.cli import bench_gpu
 from longreach.cli.command import Command
+from longreach.cli.measuring import measuring
 from longreach.cli.options import add_options, build_options
 from longreach.cli.table_console import table_console
 from longreach.training.run_folder import machine
@@ -22,7 +22,7 @@ OPERATORS_HELP = "Time, memory and error of every operator beside plain torch, i
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What to measure and where to write, with options of their own for mixers and for operators."""
+    """What to measure and where to write, with options of their own for each."""
     subcommands = parser.add_subcommands(required=True, dest="what", title="what to measure")
     mixers = _like(parser, MIXERS_HELP)
     subcommands.add_subcommand("mixers", mixers, help=MIXERS_HELP)
@@ -36,6 +36,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     _add_out(operators, "NAME.json (every round, options and machine) and NAME.png", "ops")
     lists = {"threads": {"nargs": "+", "type": int}, "quick": {"action": "store_true"}}
     add_options(operators, bench.OperatorOptions, lists)
+    gpu = _like(parser, bench_gpu.HELP)
+    subcommands.add_subcommand("gpu", gpu, help=bench_gpu.HELP)
+    bench_gpu.add_arguments(gpu)
 
 
 def _like(parser: ArgumentParser, description: str) -> ArgumentParser:
@@ -51,9 +54,8 @@ def _add_out(parser: ArgumentParser, files: str, example: str) -> None:
 def run(parsed: Namespace) -> int:
     """Measure, print, write."""
     console = table_console()
-    chosen = parsed[parsed.what]
-    written = _run_mixers(chosen, console) if parsed.what == "mixers" else _run_operators(chosen, console)
-    for path in written:
+    measure = {"mixers": _run_mixers, "ops": _run_operators, "gpu": bench_gpu.run}[parsed.what]
+    for path in measure(parsed[parsed.what], console):
         console.print(f"written: {path}", soft_wrap=True)
     return 0
 
@@ -89,19 +91,6 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     return [table, plot]
 
 
-@contextmanager
-def measuring(total: int) -> Iterator[Callable[[int, str], None]]:
-    """What tells how many of `total` measurements are done, on stderr: a bar in a terminal, else a line for each."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        yield lambda done, what: console.print(f"{done}/{total} {what}", soft_wrap=True)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda done, what: progress.update(task, completed=done, description=what)
-
-
 def _paths(out: Path, *suffixes: str) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     return [out.with_name(f"{out.name}.{suffix}") for suffix in suffixes]
@@ -119,4 +108,4 @@ def write_files(out: Path, costs: Sequence[bench.MixerCost], options: bench.Cost
     return [table, plot, about]
 
 
-COMMAND = Command("Measure what mixers and operators cost on this machine.", add_arguments, run)
+COMMAND = Command("Measure what mixers and operators cost on this machine, or what its GPU does.", add_arguments, run)

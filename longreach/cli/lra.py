@@ -8,8 +8,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from longreach.bench import lra
-from longreach.cli.bench import measuring
 from longreach.cli.command import Command
+from longreach.cli.measuring import measuring
 from longreach.cli.options import add_options, build_options
 from longreach.cli.table_console import table_console
 from longreach.errors import InputError

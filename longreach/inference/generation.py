@@ -4,6 +4,8 @@ A batch of prompts of different lengths is padded on the left and read under a m
 states: each row continues exactly as it would alone.  Prompts are read in chunks, so the memory that a book-long one
 needs is that of a chunk and of the model's state.
 
+On a GPU, steps of a model whose state keeps its shapes are recorded as a CUDA graph (see captured_step.py beside this).
+
 Axes: b batch, l length, v vocabulary.
 """
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longreach.errors import InputError
+from longreach.inference.captured_step import CapturedStep, changes
 from longreach.inference.eval_mode import eval_mode
 from longreach.inference.sampling import GenerationOptions, choose_tokens, random_streams
 from longreach.inference.text_stream import TextStream
@@ -68,18 +71,41 @@ class TokenStream:
         with eval_mode(model):
             self._logits, self._state = self._read(prompts, chunk)
         self._written: Tensor | None = None  # tokens that the state has not seen yet
+        self._captured: CapturedStep | None = None
+        self.eager = None if self._device.type == "cuda" else f"the model is on the {self._device.type}, not on a GPU"
+        """Why steps are not recorded and replayed, or None while nothing speaks against it."""
 
     def advance(self) -> dict[int, int]:
         """The next token of every row that has not been dropped."""
         with eval_mode(self._model), constant_weights(self._kept):
             if self._written is not None:
-                self._logits, self._state = self._model.step(self._written, self._state)
+                self._read_written(self._written)
             uniform = torch.tensor([self._random[row].random() for row in self.rows], dtype=torch.float64)
             self._written = choose_tokens(self._logits, uniform.to(self._device), self._options)
         return dict(zip(self.rows, self._written.tolist(), strict=True))
 
+    def _read_written(self, tokens: Tensor) -> None:
+        """A step: the first one as it is, which shows whether the others can be recorded."""
+        if self._captured is not None:
+            self._logits = self._captured(tokens)
+            return
+        before = self._state
+        self._logits, self._state = self._model.step(tokens, before)
+        self.eager = self.eager or changes(before, self._state)
+        if self.eager is None:
+            try:
+                with torch.cuda.device(self._device):
+                    self._captured = CapturedStep(self._model, self._state)
+            except RuntimeError as error:  # a mixer of the user's own may wait for the GPU within a step
+                self.eager = f"recording failed: {error}"
+            else:
+                self._state = self._captured.state
+
     def drop(self, rows: Collection[int]) -> None:
-        """Stop continuing these rows.  The states of the others are copied once, about the cost of one step."""
+        """Stop continuing these rows.  The states of the others are copied once, about the cost of one step.
+
+        On a GPU the steps to come are recorded anew.
+        """
         if not rows:
             return
         kept = [i for i, row in enumerate(self.rows) if row not in rows]
@@ -89,6 +115,7 @@ class TokenStream:
             self._state = map_state(lambda leaf: leaf.index_select(0, index), self._state)
             self._logits = self._logits[index]
             self._written = None if self._written is None else self._written[index]
+        self._captured = None  # it is of another batch; the next step makes a new one
 
     def _read(self, prompts: Sequence[Sequence[int]], chunk: int) -> tuple[Tensor, State]:
         length = max(len(prompt) for prompt in prompts)
