@@ -46,6 +46,15 @@ def arena_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
     return found
 
 
+@pytest.mark.parametrize(
+    ("task", "system", "pool"), [("listops", "s4d", 1), ("image", "s4d", None), ("text", "mega", None)]
+)
+def test_batch_norm_sees_lengths_as_they_come(task: str, system: str, pool: int | None) -> None:
+    for budget in ("small", "published"):
+        loading = lra.configure(task, system, RunOptions(budget=budget))["task"]["init_args"]["loading"]
+        assert loading.get("pool") == pool
+
+
 def test_readings_are_those_of_the_tasks(arena_tasks: dict[tuple[str, str], Classification]) -> None:
     for (name, pipeline), task in arena_tasks.items():
         reading = lra.TASKS[name].readings[pipeline]

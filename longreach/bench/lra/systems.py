@@ -93,6 +93,8 @@ def configure(task: str, system: str, options: RunOptions) -> Config:
     loading: Config = {"batch_size": recipe.batch_size, "seed": options.seed}
     if options.budget == "small":
         loading["evaluation_examples"] = SMALL.get(task, SMALL_OTHER).evaluated
+    if task_of(task).lengths_differ and _has_batch_norm(recipe.model):
+        loading["pool"] = 1  # running statistics of similar lengths would be those of the last few lengths
     training = {**recipe.training, "seed": options.seed, "threads": options.threads, "device": options.device}
     if options.minutes is not None or options.steps is not None:
         training |= {"minutes": options.minutes, "steps": options.steps}
@@ -107,6 +109,10 @@ def configure(task: str, system: str, options: RunOptions) -> Config:
         "model": recipe.model,
         "training": training,
     }
+
+
+def _has_batch_norm(model: Config) -> bool:
+    return model["init_args"]["backbone"].get("init_args", {}).get("norm") == "batch"
 
 
 def config_text(task: str, system: str, options: RunOptions) -> str:

@@ -37,6 +37,8 @@ class ArenaTask(NamedTuple):
     arguments: dict[Pipeline, Config]
     made: bool = False
     """Whether its data are made here, so that there is a table without `--data`."""
+    lengths_differ: bool = False
+    """Whether some sequences are longer than others."""
 
 
 def _text(unit: str, length: int, options: Mapping[str, object] = {}) -> Config:
@@ -63,18 +65,21 @@ TASKS: dict[str, ArenaTask] = {
         _same(Reading(10, 2000, "tokens")),
         {"arena": {}, "s4": {"append_end": True}},
         made=True,
+        lengths_differ=True,
     ),
     "text": ArenaTask(
         "Text",
         tasks.Text,
         {"arena": Reading(2, 4000, "tokens"), "s4": Reading(2, 4096, "tokens")},
         {"arena": _text("bytes", 4000), "s4": _text("characters", 4096, {"append_end": True})},
+        lengths_differ=True,
     ),
     "retrieval": ArenaTask(
         "Retrieval",
         tasks.Retrieval,
         _same(Reading(2, 4000, "tokens", pair=True)),
         {"arena": _text("bytes", 4000), "s4": _text("characters", 4000, {"append_end": True, "n_characters": 95})},
+        lengths_differ=True,
     ),
     "image": ArenaTask(
         "Image",
