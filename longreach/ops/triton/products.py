@@ -22,3 +22,13 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+@no_type_check
+def rounded(x, DTYPE: tl.constexpr):
+    """`x` to the nearest number of DTYPE.  Triton's interpreter cuts off digits on the way to bfloat16."""
+    if INTERPRETED and tl.bfloat16 == DTYPE and x.dtype == tl.float32:
+        bits = x.to(tl.int32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1) & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
