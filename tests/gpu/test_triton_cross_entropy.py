@@ -102,7 +102,8 @@ def test_ignored_positions_do_not_count(device: torch.device) -> None:
     hidden, weight, bias, _ = arguments(4, 9, 8, device)
     target = torch.tensor([1, -100, -100, 2], device=device)
     hidden[1] = 1e30
-    losses, *found = gradients("triton", (hidden, weight, bias), target, torch.ones(4, device=device))
+    cotangent = torch.tensor([1.0, torch.inf, torch.nan, 1.0], device=device)
+    losses, *found = gradients("triton", (hidden, weight, bias), target, cotangent)
     assert not losses[1:3].any()
     assert not found[0][1:3].any()
     expected = gradients("reference", (hidden[::3], weight, bias), target[::3], torch.ones(2, device=device))
@@ -206,7 +207,7 @@ def test_is_a_well_behaved_operator_of_torch(dtype: torch.dtype, device: torch.d
 
 
 def test_no_size_compiles_anew(device: torch.device, idle: None, variants: set[tuple[str, str]]) -> None:
-    """Every number of positions and words: widths that 8 divides and others, with and without a bias."""
+    """Every number of positions and words, every width; with a bias and without."""
     for n in (*range(1, 200), 256, 4096, 70001):
         hidden, weight, bias, target = (x.to("meta") for x in arguments(n, 1 + 7 * n, 4 + n % 5, torch.device("cpu")))
         for given in (bias, None):
@@ -217,7 +218,7 @@ def test_no_size_compiles_anew(device: torch.device, idle: None, variants: set[t
             )
     names = [name for name, _ in variants]
     assert {name: names.count(name) for name in names} == {
-        "sums": 4, "gradient_of_hidden": 4, "gradient_of_weight": 4,
+        "sums": 2, "gradient_of_hidden": 2, "gradient_of_weight": 2,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from longreach.ops.differentiable_once import second_derivative_message
 from longreach.ops.native import LIBRARY
@@ -51,6 +52,8 @@ class Tiling(NamedTuple):
 
 TILINGS = {2: Tiling(128, 128, 64, 8, 3), 4: Tiling(64, 128, 32, 8, 2)}
 """By bytes of an element; the same for all kernels, whose logits must be the same."""
+UNIT = 8
+"""Widths are padded to multiples of it."""
 WAVES = {"sums": 4, "gradient_of_hidden": 2, "gradient_of_weight": 2}
 """Programs for each multiprocessor, at most by splitting; parts of gradients take memory."""
 
@@ -100,22 +103,24 @@ def _launch(kernel: str, tensors: tuple[Tensor | None, ...], row_sizes: Sequence
     hidden, weight = tensors[:2]
     assert hidden is not None
     assert weight is not None
-    tile, unit = TILINGS[hidden.dtype.itemsize], 8 if hidden.shape[1] % 8 == 0 else 1
+    tile = TILINGS[hidden.dtype.itemsize]
     plan = _plan(kernel, len(hidden), len(weight), tile)
     found = [torch.empty(plan.n_parts, *size, dtype=torch.float32, device=hidden.device) for size in row_sizes]
-    sizes = len(hidden), len(weight), hidden.shape[1] // unit, plan.tiles_each
+    sizes = len(hidden), len(weight), hidden.shape[1] // UNIT, plan.tiles_each
     with available.on(hidden.device):
         getattr(_kernels(), kernel)[(plan.n_programs,)](
-            *tensors, *found, *sizes, UNIT=unit, BM=tile.positions, BN=tile.words, BK=tile.columns,
+            *tensors, *found, *sizes, BM=tile.positions, BN=tile.words, BK=tile.columns,
             PRECISION="tf32x3" if hidden.dtype == torch.float32 else "ieee",
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return found
 
 
-def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x`, or a copy of it, in `dtype`, without gaps, and beginning where blocks of 16 bytes do."""
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x`, or a copy of it, in `dtype`, rows without gaps that begin where blocks of 16 bytes do, padded with zeros."""
     x = x.to(dtype).contiguous()
+    if x.shape[1] % UNIT:
+        return F.pad(x, (0, -x.shape[1] % UNIT))
     return x.clone() if x.data_ptr() % 16 else x
 
 
@@ -127,7 +132,7 @@ def _forward(
     if n == 0 or len(weight) == 0:
         return hidden.new_zeros(n, dtype=torch.float32), hidden.new_zeros(2, n, dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
-    tensors = _dense(hidden, dtype), _dense(weight, dtype), bias, target.contiguous()
+    tensors = _rows(hidden, dtype), _rows(weight, dtype), bias, target.contiguous()
     maxima, totals, picked = _launch("sums", tensors, [(n,)] * 3)
     maximum = maxima.amax(0)
     total = (totals * (maxima - maximum).exp()).sum(0)
@@ -140,19 +145,21 @@ def _adjoint(grad: Tensor, kept: Tensor, needed: list[bool], *arguments: Any) ->
     hidden, weight, target, bias, dtype = arguments
     if len(hidden) == 0 or len(weight) == 0:
         return [torch.zeros_like(x) for x, wanted in zip((hidden, weight, bias), needed, strict=True) if wanted]
+    grad = grad.masked_fill(target < 0, 0.0)
     largest = grad.abs().amax()
     largest = largest.where(largest > 0, 1.0)
     terms = None if bias is None else bias.contiguous(), target.contiguous(), kept, grad / largest
-    tensors = _dense(hidden, dtype), _dense(weight, dtype), *terms
+    tensors = _rows(hidden, dtype), _rows(weight, dtype), *terms
     found: list[Tensor] = []
     if needed[0]:
-        found += _launch("gradient_of_hidden", tensors, [hidden.shape])
+        found += _launch("gradient_of_hidden", tensors, [tensors[0].shape])
     if needed[1] or needed[2]:
-        of_rows = _launch("gradient_of_weight", tensors, [weight.shape, weight.shape[:1]])
+        of_rows = _launch("gradient_of_weight", tensors, [tensors[1].shape, weight.shape[:1]])
         found += [x for x, wanted in zip(of_rows, needed[1:], strict=True) if wanted]
-    inputs = [x for x, wanted in zip((hidden, weight, bias), needed, strict=True) if wanted]
+    inputs = [x for x, wanted in zip((hidden, weight, bias), needed, strict=True) if wanted and x is not None]
     totals = (parts[0] if len(parts) == 1 else parts.sum(0) for parts in found)
-    return [total.mul_(largest).to(x.dtype) for total, x in zip(totals, inputs, strict=True) if x is not None]
+    scaled = (total.mul_(largest)[..., : x.shape[-1]] for total, x in zip(totals, inputs, strict=True))
+    return [x.to(y.dtype).contiguous() for x, y in zip(scaled, inputs, strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -10,8 +10,10 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from longreach.ops.triton import cross_entropy as launcher
 from longreach.ops.triton.products import product, rounded
 
+UNIT = tl.constexpr(launcher.UNIT)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -58,7 +60,7 @@ RUNTIME = ["bias", "target", "n_positions", "n_words", "width", "tiles_each"]
 @no_type_check
 def sums(
     hidden, weight, bias, target, maxima, totals, targets, n_positions, n_words, width, tiles_each,
-    UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of each position, by a part of the words, (parts, positions): the maximum of the logits, the sum of exponentials
     that goes with it, and the target's logit, zero where that is in another part."""
@@ -115,7 +117,7 @@ def add_product(found, difference, other, own, column, n_own, n_other, width, st
 @no_type_check
 def gradient_of_hidden(
     hidden, weight, bias, target, kept, grad, found, n_positions, n_words, width, tiles_each,
-    UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """By a part of the words, (parts, positions, width).  It is too wide for registers and grows, tile by tile, where
     it is stored; nobody else writes there."""
@@ -135,7 +137,7 @@ def gradient_of_hidden(
 @no_type_check
 def gradient_of_weight(
     hidden, weight, bias, target, kept, grad, found, bias_found, n_positions, n_words, width, tiles_each,
-    UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """In the same way by a part of the positions, (parts, words, width), and that of a bias, (parts, words)."""
     width *= UNIT
