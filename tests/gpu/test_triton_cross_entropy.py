@@ -98,10 +98,11 @@ def test_autocast_rounds_the_factors_and_nothing_else(device: torch.device) -> N
         assert 0 < (ours - truth).norm() < 0.02 * truth.norm()
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # of the interpreter
 def test_ignored_positions_do_not_count(device: torch.device) -> None:
     hidden, weight, bias, _ = arguments(4, 9, 8, device)
     target = torch.tensor([1, -100, -100, 2], device=device)
-    hidden[1] = 1e30
+    hidden[1] = 1e38  # whose logits are infinite, or not even that
     cotangent = torch.tensor([1.0, torch.inf, torch.nan, 1.0], device=device)
     losses, *found = gradients("triton", (hidden, weight, bias), target, cotangent)
     assert not losses[1:3].any()
