@@ -238,7 +238,7 @@ def test_half_precision_convolutions_only_round_their_result(backend: str, case:
     assert ((y - exact).abs() <= 2.0**-8 * exact.abs() + 1e-5 * exact.abs().max()).all()
 
 
-@pytest.mark.parametrize("backend", OPS["short_conv"].backends)
+@pytest.mark.parametrize("backend", [name for name in OPS["short_conv"].backends if name != "triton"])
 def test_half_precision_short_convolution(backend: str) -> None:
     arguments = mapped(CASES["short_conv"]["tail"](200), lambda x: x.to(torch.bfloat16))
     exact = run("short_conv", "reference", mapped(arguments, torch.Tensor.double))

@@ -25,6 +25,9 @@ from longreach.ops.cross_entropy_native import native_cross_entropy
 from longreach.ops.differentiable_once import differentiable_once
 from longreach.ops.linear import linear
 from longreach.ops.native import refusal
+from longreach.ops.triton import available
+from longreach.ops.triton.cross_entropy import DTYPES as TRITON_DTYPES
+from longreach.ops.triton.cross_entropy import triton_cross_entropy
 
 IGNORED = -100
 """The target of a position that has no loss, as in torch."""
@@ -164,3 +167,25 @@ def _native(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None 
         hidden, weight = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1), torch.cat([weight, bias[:, None]], 1)
     with torch.autocast(hidden.device.type, enabled=False):
         return native_cross_entropy(hidden, weight, target.long(), dtype)
+
+
+def _triton_refuses(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> str | None:
+    """Whether there is a kernel, for what comes in and for the products."""
+    reasons = (available.refusal(hidden.device, x, TRITON_DTYPES) for x in (hidden.dtype, _product_dtype(hidden)))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _triton_yields(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> str | None:
+    """Logits that are kept take three products, and five where they are made again for each gradient."""
+    if hidden.shape[0] * weight.shape[0] <= KEPT:
+        return f"{hidden.shape[0]} x {weight.shape[0]} logits are few enough to keep them"
+    return available.interpretation(hidden.device)
+
+
+@linear_cross_entropy.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    """O(n + d v) memory on a GPU; computes the logits three times, and stores none."""
+    _check_targets(target, weight.shape[0])
+    dtype = _product_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return triton_cross_entropy(hidden, weight, target.long(), bias, dtype)

@@ -17,6 +17,9 @@ from longreach.ops.backend import op
 from longreach.ops.native import refusal
 from longreach.ops.short_conv_groups import short_conv_groups
 from longreach.ops.short_conv_native import DTYPES, native_short_conv
+from longreach.ops.triton import available
+from longreach.ops.triton.short_conv import refusal as triton_refusal
+from longreach.ops.triton.short_conv import triton_short_conv
 
 FEW = 1 << 16
 """Below this many elements the cost of a call decides, and the sum of shifted inputs is called faster."""
@@ -94,6 +97,22 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor 
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     others = (None if other is None else other.to(wide) for other in (bias, tail))
     return native_short_conv(x.to(wide), weight.to(wide), *others).to(x.dtype)
+
+
+def _triton_refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
+    return triton_refusal(x, weight, bias, tail)
+
+
+def _triton_yields(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> str | None:
+    return available.interpretation(x.device)
+
+
+@short_conv.backend("triton", refuses=_triton_refuses, yields=_triton_yields)
+def _triton(x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
+    """One pass on a GPU, over positions or channels that lie side by side; in float32 or wider."""
+    if tail is not None:
+        _check_tail(x, weight.shape[-1], tail)
+    return triton_short_conv(x, weight, bias, tail)
 
 
 def short_conv_tail(

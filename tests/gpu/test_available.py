@@ -42,6 +42,18 @@ def test_bfloat16_products_are_right(device: torch.device) -> None:
     torch.testing.assert_close(c, a.float() @ b.float(), rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_are_rounded_to_the_nearest(dtype: torch.dtype, device: torch.device) -> None:
+    """Triton's interpreter cuts off what bfloat16 has no room for."""
+    import product_kernel
+
+    x = torch.randn(64, device=device) * 2.0 ** torch.arange(-8, 8, device=device).repeat(4)
+    x[:4] = torch.tensor([0.0, -0.0, 1.99999, 1 + 2.0**-8], device=device)  # carries into the exponent; halfway
+    y = torch.empty(64, device=device, dtype=dtype)
+    product_kernel.narrow[(1,)](x, y, SIZE=64)
+    assert torch.equal(y, x.to(dtype))
+
+
 def test_variants_are_counted_as_triton_would(device: torch.device, variants: set[tuple[str, str]]) -> None:
     import product_kernel
 

@@ -11,7 +11,6 @@ The kernels are in attention_kernels.py (forward), attention_gradient_kernels.py
 Axes: b batch, h query heads, g key-value heads, l queries, m keys, e and f widths.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from longreach.ops.attention_operator import (
     Options,
     register_gradients,
 )
+from longreach.ops.triton import available
 from longreach.ops.triton.attention_plan import WIDEST, Given, Problem, Tiling, n_splits, padded, tiling
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -61,7 +61,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem = _problem(arguments)
     if output.numel() == 0 or problem.m == 0:
         return output.zero_(), sums.zero_()
-    with _on(output.device):
+    with available.on(output.device):
         (_attend_to_parts if problem.few else _attend)(problem, output, sums)
     return output, sums
 
@@ -86,7 +86,7 @@ def _gradients(grad: Tensor, output: Tensor, kept: Tensor, needed: list[bool], *
         found.append(query.new_zeros(query.shape[1]))
     else:
         delta, slope_grad = torch.empty_like(kept[0]), None if slopes is None else torch.empty_like(kept[0])
-        with _on(grad.device):
+        with available.on(grad.device):
             grad = grad.contiguous()
             _gradient_of_queries(problem, (output, kept, grad, delta, found[0], slope_grad))
             if needed[1] or needed[2]:
@@ -107,11 +107,6 @@ register_gradients(_forward, _gradients)
 def _problem(arguments: tuple[Any, ...]) -> Problem:
     mask = AttentionMask(*arguments[N_INPUTS : -len(Options._fields)])
     return Problem(arguments[:N_INPUTS], mask, Options(*arguments[-len(Options._fields) :]))
-
-
-def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _cdiv(a: int, b: int) -> int:

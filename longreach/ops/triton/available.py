@@ -8,6 +8,7 @@ environment when Triton is imported, every kernel of the process is interpreted,
 import importlib.util
 import os
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -39,3 +40,8 @@ def refusal(device: torch.device, dtype: torch.dtype, dtypes: Collection[torch.d
 def interpretation(device: torch.device) -> str | None:
     """Why kernels in Triton that can run should not (for `yields`), or None."""
     return None if device.type == "cuda" and not INTERPRETED else "Triton interprets its kernels here, which is slow"
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Launches go to `device` meanwhile: Triton takes the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
