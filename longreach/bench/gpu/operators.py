@@ -1,4 +1,4 @@
-"""Recurrences, sums of state-space models, decoding and the fused loss: ours beside our own forms in torch.
+"""Recurrences, sums of state-space models, decoding, the fused loss, layers: ours beside our own forms in torch.
 
 Axes: b batch, l length, d channels, n modes or poles, k points, v vocabulary.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longreach.bench import baselines
 from longreach.bench.gpu.cells import Cell, Contest
+from longreach.bench.gpu.layers import layer_cells
 from longreach.bench.gpu.sides import OUR_TORCH, OURS, leaf, our_torch, ours
 from longreach.bench.gpu.sizes import Sizes
 from longreach.ops import init_wkv
@@ -46,7 +47,7 @@ def operator_cells(sizes: Sizes) -> list[Cell]:
             judged=JUDGED,
         ),
     ]
-    return [cell for contest in contests for cell in contest.cells(rank=2)]
+    return [cell for contest in contests for cell in contest.cells(rank=2)] + layer_cells(SECTION, sizes)
 
 
 def _contest(
