@@ -30,9 +30,15 @@ class Stage(NamedTuple):
     max_length: int
     batch_size: int
     minutes: int
+    evaluated: int
+    """Validation examples that choose the checkpoint."""
 
 
-STAGES = (Stage("short", 20, 150, 128, 5), Stage("middle", 100, 500, 64, 10), Stage("full", 500, 2000, 32, 50))
+STAGES = (
+    Stage("short", 20, 150, batch_size=128, minutes=5, evaluated=2000),
+    Stage("middle", 100, 500, batch_size=64, minutes=10, evaluated=2000),
+    Stage("full", 500, 2000, batch_size=32, minutes=50, evaluated=1000),
+)
 LEARNING_RATES = {"s4d": (5e-3, 5e-3, 4e-3), "transformer": (1e-3, 1e-3, 1e-3)}
 WARMUP_STEPS = {"s4d": 100, "transformer": 200}
 PUBLISHED = {"s4d": ("S4D-LegS", 60.47), "transformer": ("Transformer", 36.37)}
@@ -53,6 +59,7 @@ def train(system: str, runs: Path) -> list[Path]:
             f"--task.generated.min_length={stage.min_length}",
             f"--task.generated.max_length={stage.max_length}",
             f"--task.loading.batch_size={stage.batch_size}",
+            f"--task.loading.evaluation_examples={stage.evaluated}",
             f"--training.minutes={stage.minutes}",
             f"--training.lr={LEARNING_RATES[system][i]}",
             f"--training.warmup_steps={WARMUP_STEPS[system]}",
