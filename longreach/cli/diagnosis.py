@@ -19,8 +19,7 @@ from longreach.training.run_folder import machine
 
 EXTRAS = {
     "log": "no TensorBoard files; metrics.jsonl and the plots hold the same numbers",
-    "hf": "nothing in this version",
-    "eval": "nothing in this version",
+    "hf": "no data sets of the Hugging Face hub",
     "gpu": "on a GPU every operator runs on torch alone; nothing on a CPU",
     "dev": "the tests and checks cannot run",
 }
