@@ -44,11 +44,8 @@ def attention_step(
     (b, h, _, e), (g, f) = query.shape, (parts[0][0].shape[1], parts[0][1].shape[3])
     query, position = dense(query), dense(position)
     slopes = None if alibi_slopes is None else dense(alibi_slopes.to(query.dtype))
-    tensors, sizes, total = (
-        [query, position, slopes],
-        [b, h, g, e, f, 2**62 if window is None else window, len(parts)],
-        0,
-    )
+    tensors = [query, position, slopes]
+    sizes, total = [b, h, g, e, f, 2**62 if window is None else window, len(parts)], 0
     for key, value, positions in parts:
         key, value, positions = (_in_rows(x) for x in (key, value, positions))
         tensors += key, value, positions

@@ -16,7 +16,7 @@ from torch import Tensor
 from longreach.errors import InputError
 from longreach.ops.backend import op
 from longreach.ops.native import refusal
-from longreach.ops.steps_native import native_filter_step, recording
+from longreach.ops.steps_native import native_filter_step, step_yields
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -70,18 +70,7 @@ def _native_refuses(
     return refusal(x.device, dtype, DTYPES)
 
 
-def _native_yields(
-    x: Tensor,
-    window: Tensor,
-    taps: Tensor,
-    kept: int,
-    bias: Tensor | None = None,
-    added: Sequence[Tensor] = (),
-) -> str | None:
-    return recording()
-
-
-@filter_step.backend("native", refuses=_native_refuses, yields=_native_yields)
+@filter_step.backend("native", refuses=_native_refuses, yields=step_yields)
 def _native(
     x: Tensor,
     window: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longreach.ops.backend import op
 from longreach.ops.native import refusal
-from longreach.ops.steps_native import native_memory_step, recording
+from longreach.ops.steps_native import native_memory_step, step_yields
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -56,20 +56,7 @@ def _native_refuses(
     return refusal(state.device, state.dtype, DTYPES)
 
 
-def _native_yields(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    state: Tensor,
-    decay: Tensor | None = None,
-    read: Tensor | None = None,
-    write: Tensor | None = None,
-    bonus: Tensor | None = None,
-) -> str | None:
-    return recording()
-
-
-@memory_step.backend("native", refuses=_native_refuses, yields=_native_yields)
+@memory_step.backend("native", refuses=_native_refuses, yields=step_yields)
 def _native(
     query: Tensor,
     key: Tensor,

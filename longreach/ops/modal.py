@@ -21,7 +21,7 @@ from torch import Tensor
 from longreach.ops.backend import op
 from longreach.ops.long_conv import long_conv
 from longreach.ops.native import refusal
-from longreach.ops.steps_native import DTYPES, PARTS, native_modal_step, recording
+from longreach.ops.steps_native import DTYPES, PARTS, native_modal_step, step_yields
 from longreach.ops.vandermonde import vandermonde, vandermonde_adjoint
 
 
@@ -101,20 +101,7 @@ def _native_refuses(
     return refusal(modes.device, dtype, DTYPES)
 
 
-def _native_yields(
-    u: Tensor,
-    modes: Tensor,
-    abar: Tensor,
-    bbar: Tensor,
-    C: Tensor,
-    skip: Tensor | None = None,
-    left: Tensor | None = None,
-    right: Tensor | None = None,
-) -> str | None:
-    return recording()
-
-
-@modal_step.backend("native", refuses=_native_refuses, yields=_native_yields)
+@modal_step.backend("native", refuses=_native_refuses, yields=step_yields)
 def _native(
     u: Tensor,
     modes: Tensor,

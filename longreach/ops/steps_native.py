@@ -75,8 +75,8 @@ def native_memory_step(
     return (_memory_step if called_directly() else torch.ops.longreach.memory_step)(query, key, value, state, *others)
 
 
-def recording() -> str | None:
-    """Why torch's form of a step is the better one, or None."""
+def step_yields(*_: object, **__: object) -> str | None:
+    """Why torch's form of a step is the better one, whatever its arguments are, or None."""
     return "would compute a step again for its gradient" if torch.is_grad_enabled() else None
 
 
