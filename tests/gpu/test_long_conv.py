@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from triton_checks import assert_as_exact, assert_like_torch, values_and_gradients
+from triton_checks import assert_as_exact, assert_like_torch, repetitions, values_and_gradients
 
 from longreach.ops import long_conv, use_backend
 from longreach.ops.long_conv import low_pass
@@ -135,7 +135,7 @@ def test_only_what_is_needed_is_returned(device: torch.device) -> None:
 def test_the_same_bits_every_time(device: torch.device) -> None:
     leaves = {name: x.to(device).requires_grad_() for name, x in arguments(3, 2, 300, 300, 9, "before after").items()}
     first: list[Tensor] = []
-    for _ in range(20 if device.type == "cuda" else 2):
+    for _ in range(repetitions(device)):
         y = forced(leaves["u"], leaves["kernel"], **{n: leaves[n] for n in NAMES[2:]})
         found = [y, *torch.autograd.grad(y.square().sum(), list(leaves.values()))]
         first = first or found

@@ -177,7 +177,7 @@ def test_the_same_bits_every_time(device: torch.device) -> None:
     options = {"dropout": 0.2, "dropout_seed": torch.tensor(3, device=device)}
     inputs = [x.requires_grad_() for x in triple(40, 70, device, torch.float32)]
     slopes, results = torch.rand(HEADS, device=device, requires_grad=True), []
-    for _ in range(20 if device.type == "cuda" else 2):
+    for _ in range(triton_checks.repetitions(device)):
         with use_backend(attention="triton"):
             y = called(AttentionMask(True), **options)(*inputs, slopes)
         results.append([y.detach(), *torch.autograd.grad(y.square().sum(), (*inputs, slopes))])

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from triton_checks import assert_like_torch, values_and_gradients
+from triton_checks import assert_like_torch, repetitions, values_and_gradients
 
 from longreach.models import ButterflyLinear
 from longreach.ops import apply_transform, butterfly_multiply, fourier_transform, use_backend
@@ -86,7 +86,7 @@ def test_the_same_bits_every_time(device: torch.device) -> None:
     inputs = arguments(64, 2, 2, torch.float32, device)
     cotangent = torch.randn_like(inputs[0])
     first = values_and_gradients("butterfly_multiply", "triton", butterfly_multiply, inputs, cotangent)
-    for _ in range(3):
+    for _ in range(repetitions(device)):
         again = values_and_gradients("butterfly_multiply", "triton", butterfly_multiply, inputs, cotangent)
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from triton_checks import assert_like_torch, values_and_gradients
+from triton_checks import assert_like_torch, repetitions, values_and_gradients
 
 from longreach.errors import InputError
 from longreach.ops import short_conv, use_backend
@@ -141,7 +141,7 @@ def test_is_a_well_behaved_operator_of_torch(last: bool, device: torch.device) -
 def test_the_same_bits_every_time_and_neighbours_change_none(last: bool, device: torch.device) -> None:
     inputs = arguments(2, 17, 50, 4, last, device)
     first = values_and_gradients("short_conv", "triton", short_conv, inputs, inputs[0])
-    for _ in range(3):
+    for _ in range(repetitions(device)):
         again = values_and_gradients("short_conv", "triton", short_conv, inputs, inputs[0])
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     x = inputs[0].detach().clone()

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from triton_checks import assert_like_torch, values_and_gradients
+from triton_checks import assert_like_torch, repetitions, values_and_gradients
 
 from longreach.ops import init_wkv, use_backend, wkv
 from longreach.ops.triton import linear_scan as launcher
@@ -109,7 +109,7 @@ def test_the_same_bits_every_time_and_neighbours_change_none(device: torch.devic
     inputs = arguments(2, 20, 3, torch.float32, device)
     cotangent = torch.ones(2, 22, 3, device=device)
     first = values_and_gradients("wkv", "triton", run, inputs, cotangent)
-    for _ in range(3):
+    for _ in range(repetitions(device)):
         again = values_and_gradients("wkv", "triton", run, inputs, cotangent)
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     inputs[3][0, 12, 1] = torch.nan
