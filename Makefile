@@ -8,8 +8,8 @@ BUILT := $(patsubst %,longreach/ops/kernels/%.so,$(if $(filter x86_64 AMD64,$(sh
 train: setup  ## train the default model on the default corpus, evaluate it, plot, and let it write
 	$(BIN)/longreach train --config configs/corpus/hyena.yaml
 
-test: setup  ## run every test
-	$(BIN)/python -m pytest
+test: setup  ## run every test, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 setup: .venv/installed  ## make .venv with everything pinned in constraints.txt, and build the kernels where they changed
 	@$(MAKE) --no-print-directory --silent .venv/kernels
