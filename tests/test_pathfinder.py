@@ -13,7 +13,7 @@ from longreach.tasks.lra.counter_random import keys_of, stream, uniform
 from longreach.tasks.lra.pathfinder_canvas import Canvases, stamp
 from longreach.tasks.lra.pathfinder_drawing import alignment, circle, dilate, disc, displacement, line, orientations
 from longreach.tasks.lra.pathfinder_images import TARGETS, PathfinderImages, make_images
-from longreach.tasks.lra.pathfinder_settings import CONTOUR_LENGTHS, Resolution, pathfinder_settings
+from longreach.tasks.lra.pathfinder_settings import CONTOUR_LENGTHS, Difficulty, Resolution, pathfinder_settings
 from longreach.tasks.lra.pathfinder_shapes import N_SEEDS, PathfinderShapes, pathfinder_shapes
 from longreach.tasks.lra.pathfinder_targets import grow_targets
 
@@ -107,9 +107,12 @@ def test_margins_and_labels_are_equally_likely(images) -> None:
     assert low < made.n_distractors.mean() < high
 
 
-def test_whoever_traces_the_contours_is_always_right(images) -> None:
+@pytest.mark.parametrize("difficulty", ["contour_length_3", "contour_length_14"])
+def test_whoever_traces_the_contours_is_always_right(difficulty: Difficulty, images) -> None:
     resolution, made = images
-    settings = pathfinder_settings(resolution, "contour_length_14")
+    settings = pathfinder_settings(resolution, difficulty)
+    if difficulty != "contour_length_14":
+        made = make_images(settings, 1, np.arange(len(made.labels)))
     step, ambiguous = settings.segment_length + 2 * made.margins + 3, 0
     for i in range(len(made.labels)):
         starts = [contour for contour in range(2) if (made.dashes[i, contour, 0] == made.markers[i, 0]).all()]
@@ -263,7 +266,7 @@ def test_the_first_attempt_that_succeeds_is_the_image() -> None:
 def test_settings_are_the_releases() -> None:
     settings = {d: pathfinder_settings(128, d) for d in CONTOUR_LENGTHS}
     assert [(s.contour_length, s.distractor_length, s.n_distractors) for s in settings.values()] == [
-        (6, 2, 17), (9, 3, 11), (14, 4, 8),
+        (3, 1, 35), (6, 2, 17), (9, 3, 11), (14, 4, 8),
     ]  # fmt: skip
     published = STATISTICS["32"]["config"]
     ours = pathfinder_settings(32, "contour_length_14")
