@@ -1,15 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 KERNELS := setup.py $(wildcard longreach/ops/csrc/*)
 BUILT := $(patsubst %,longreach/ops/kernels/%.so,$(if $(filter x86_64 AMD64,$(shell uname -m)),avx512 avx2) baseline)
 
-.PHONY: setup train test check lint format wheel sanitize clean
+.PHONY: setup train test test-backends check lint format wheel sanitize clean
 
 train: setup  ## train the default model on the default corpus, evaluate it, plot, and let it write
 	$(BIN)/longreach train --config configs/corpus/hyena.yaml
 
 test: setup  ## run every test, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST)
+
+test-backends: setup  ## laws and golden cases on every backend that a CPU has, four times over
+	for names in reference "fft tiled doubling blocked chunked scan convolution conv1d merged gathered" \
+			"blocked cauchy groups sdpa" "native onednn"; do \
+		$(PYTEST) $$(printf -- '--backend %s ' $$names) tests/test_mixers.py tests/test_golden.py || exit 1; done
 
 setup: .venv/installed  ## make .venv with everything pinned in constraints.txt, and build the kernels where they changed
 	@$(MAKE) --no-print-directory --silent .venv/kernels
