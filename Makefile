@@ -12,9 +12,9 @@ train: setup  ## train the default model on the default corpus, evaluate it, plo
 test: setup  ## run every test, on all cores
 	$(PYTEST)
 
-test-backends: setup  ## laws and golden cases on every backend that a CPU has, four times over
+test-backends: setup  ## laws and golden cases on every backend of a CPU; without S4's Cauchy sum, for systems that do not grow
 	for names in reference "fft tiled doubling blocked chunked scan convolution conv1d merged gathered" \
-			"blocked cauchy groups sdpa" "native onednn"; do \
+			"blocked groups sdpa" "native onednn"; do \
 		$(PYTEST) $$(printf -- '--backend %s ' $$names) tests/test_mixers.py tests/test_golden.py || exit 1; done
 
 setup: .venv/installed  ## make .venv with everything pinned in constraints.txt, and build the kernels where they changed

@@ -10,7 +10,8 @@ from HiPPO-LegS it has no eigenvectors worth the name, so K is found without any
                O(d (m^3 log l + m^2 sqrt(l) + m l)) time; accurate to rounding whenever M does not expand
     cauchy     sum_l K_l zeta^l = z C (z - M)^-1 bbar, z = 1 / zeta, which on a circle is a sum of Cauchy kernels and a
                small solve (Woodbury); then an inverse Fourier transform.  O(d m l) time and no powers of M.
-               The circle has a radius below 1, so that what lies beyond the last lag folds back damped to 1e-13.
+               The circle has a radius below 1, so that what lies beyond the last lag folds back damped to 1e-13;
+               where M expands, which no tied low-rank part does, that is not enough, and the taps are wrong.
                The Nyquist frequency is a point like any other: in discrete time no node lies at infinity
 
 (Gu, Goel & Re 2021, https://arxiv.org/abs/2111.00396.)
