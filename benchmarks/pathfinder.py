@@ -16,18 +16,21 @@ from curriculum import Stage
 PUBLISHED = {"longconv": ("long convolutions, Fu et al. 2023", 94.0)}
 
 
-def stage(name: str, difficulty: str, *, images: int, minutes: int) -> Stage:
+def stage(
+    name: str, examples: str, difficulty: str, *, images: int, minutes: int, lr: float = 3e-3, seed: int = 0
+) -> Stage:
     """Contours of one length."""
-    recipe = {"difficulty": difficulty, "images": images}
+    recipe = {"difficulty": difficulty, "images": images, "seed": seed}
     options = {f"task.recipe.{key}": value for key, value in recipe.items()}
-    return Stage(name, f"contours of {name} dashes", {**options, "training.minutes": minutes})
+    return Stage(name, examples, {**options, "training.minutes": minutes, "training.lr": lr})
 
 
 STAGES = [
-    stage("3", "contour_length_3", images=50_000, minutes=2),
-    stage("6", "baseline", images=150_000, minutes=6),
-    stage("9", "contour_length_9", images=200_000, minutes=12),
-    stage("14", "contour_length_14", images=250_000, minutes=40),
+    stage("3", "contours of 3 dashes", "contour_length_3", images=50_000, minutes=2),
+    stage("6", "contours of 6 dashes", "baseline", images=150_000, minutes=6),
+    stage("9", "contours of 9 dashes", "contour_length_9", images=200_000, minutes=12),
+    stage("14", "contours of 14 dashes", "contour_length_14", images=250_000, minutes=40),
+    stage("14-others", "other images of 14 dashes", "contour_length_14", images=250_000, minutes=16, lr=2e-3, seed=1),
 ]
 
 
