@@ -197,4 +197,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "16,384 tokens" in told
     assert "allocator: glibc.malloc.mmap_max=0" in told
     assert run(["bench", "ops", "--operators", "wk"]) == 2
+    (tmp_path / "file").touch()
+    for what in ("ops", "mixers"):
+        assert run(["bench", what, "--out", str(tmp_path / "file" / "x")]) == 2  # before anything is measured
+        assert f"cannot make {tmp_path / 'file'}" in capsys.readouterr().err
     assert run(["bench", "opps"]) == 2
