@@ -178,10 +178,13 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 LENGTHS = st.one_of(st.integers(1, 40), st.integers(1, DEFINED), st.sampled_from([512, 1021, 1025, 2500, 4096, 5000]))
 
 
+SHORT = st.integers(1, 100)
+
+
 @st.composite
-def calls(draw: st.DrawFn, op: str) -> Call:
+def calls(draw: st.DrawFn, op: str, lengths: st.SearchStrategy[int] = LENGTHS) -> Call:
     """Any call of `op` in float64."""
-    length = draw(LENGTHS)
+    length = draw(lengths)
     most = 40 if length <= 40 else 20 if length <= DEFINED else 3
     sizes = draw(st.integers(0, 3)), draw(st.integers(1, most)), length
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))

@@ -1,5 +1,7 @@
 """The compiled step of attention, for every instruction set, against what torch makes of the same cache."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +69,49 @@ def test_single_precision_errs_no_more_than_torch(build: str, data: st.DataObjec
     with built_for(build), torch.inference_mode():
         error = attend(query, position, parts, window, slopes) - truth
     assert error.norm() <= 4 * allowed.norm() + 1e-6 * truth.norm()
+
+
+@OF_EVERY_BUILD
+@FEW
+@given(data=st.data())
+def test_what_is_not_finite_is_not_lost(build: str, data: st.DataObject) -> None:
+    """NaN in a query, in a key or in a value that is seen makes NaN, as it does on torch."""
+    query, position, parts, window, slopes = drawn(data)
+    part = parts[-1]  # the newest position is always seen
+    query, key, value = query.clone(), part.key.clone(), part.value.clone()
+    data.draw(st.sampled_from([query, key, value]))[..., 0] = data.draw(st.sampled_from([torch.nan, torch.inf]))
+    arguments = query, position, [*parts[:-1], KeyValueBlock(key, value, part.position)], window, slopes
+    expected = attend(*arguments)
+    with built_for(build), torch.inference_mode():
+        found = attend(*arguments)
+    assert torch.equal(found.isnan(), expected.isnan())
+
+
+@OF_EVERY_BUILD
+@FEW
+@given(data=st.data())
+def test_denormal_and_huge_values(build: str, data: st.DataObject) -> None:
+    """The result is linear in them."""
+    query, position, parts, window, slopes = drawn(data)
+    scale = data.draw(st.sampled_from([1e-315, 1e300]))
+    parts = [part._replace(value=scale * part.value) for part in parts]
+    expected = attend(query, position, parts, window, slopes)
+    with built_for(build), torch.inference_mode():
+        found = attend(query, position, parts, window, slopes)
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-320 + 1e-11 * expected.abs().max().item())
+
+
+def test_calls_at_the_same_time_change_no_bit() -> None:
+    def call(size: int) -> Tensor:
+        part = KeyValueBlock(*torch.ones(2, 1, 2, size, 8).cumsum(2).sin().unbind(), torch.arange(size)[None])
+        with torch.inference_mode():
+            return attend(part.value[:, :, -1:], torch.tensor([[size - 1]]), [part], None, None)
+
+    sizes = [1, 2, 30, 500, 2000] * 8
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(call, sizes))
+    assert all(torch.equal(found, call(size)) for size, found in zip(sizes, together, strict=True))
 
 
 def test_several_threads_take_heads_and_rows() -> None:

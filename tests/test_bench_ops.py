@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from longreach.bench import (
     measure_operators,
     on_torch,
     operator_cases,
+    operator_costs,
     operator_table,
     select_cases,
     write_json,
@@ -105,6 +110,36 @@ def test_errors_are_those_of_each_side() -> None:
     assert "error" in console.export_text()
 
 
+@pytest.mark.parametrize("already", [None, "glibc.malloc.mmap_max=0"])
+def test_both_sides_under_a_tuned_allocator(already: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that starts with it, unless this one has one; it is measured here all the same, to be quick."""
+    seen: list[str | None] = []
+
+    @contextmanager
+    def own_process(work: Callable[..., None], *arguments: object) -> Iterator[Callable[[float], Any]]:
+        seen.append(os.environ.get("GLIBC_TUNABLES"))
+        answers, sender = Pipe(duplex=False)
+        work(*arguments, sender)
+        yield lambda seconds: answers.recv()
+
+    monkeypatch.setattr(operator_costs, "own_process", own_process)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if already:
+        monkeypatch.setenv("GLIBC_TUNABLES", already)
+    (tuned,) = (case for case in CASES.values() if case.tuned)
+    costs = list(measure_operators([tuned._replace(lengths=(8, 9))], TINY))
+    assert [(cost.case, cost.length) for cost in costs] == [("tuned allocator", 8), ("tuned allocator", 9)]
+    assert seen == ([] if already else [operator_costs.TUNED])
+    assert os.environ.get("GLIBC_TUNABLES") == already
+
+
+def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_costs, "own_process", lambda *_: nullcontext(lambda seconds: "its process died"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with pytest.raises(InputError, match="long_conv, tuned allocator: its process died; give fewer --elements"):
+        list(measure_operators([case for case in CASES.values() if case.tuned], TINY))
+
+
 def test_mistakes_are_named() -> None:
     cases = operator_cases()
     with pytest.raises(InputError, match="operator 'long_con' is not measured; those that are: long_conv, "):
@@ -162,4 +197,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "16,384 tokens" in told
     assert "allocator: glibc.malloc.mmap_max=0" in told
     assert run(["bench", "ops", "--operators", "wk"]) == 2
+    (tmp_path / "file").touch()
+    for what in ("ops", "mixers"):
+        assert run(["bench", what, "--out", str(tmp_path / "file" / "x")]) == 2  # before anything is measured
+        assert f"cannot make {tmp_path / 'file'}" in capsys.readouterr().err
     assert run(["bench", "opps"]) == 2

@@ -9,21 +9,36 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_calls import BUILDS, MAKERS, Call, assert_derived_twice, built_for, calls, chained, expected, results
+from native_calls import (
+    BUILDS,
+    MAKERS,
+    SHORT,
+    Call,
+    assert_derived_twice,
+    built_for,
+    calls,
+    chained,
+    expected,
+    operator,
+    results,
+)
 from torch import Tensor
 
-from longreach.ops import OPS, AttentionMask, native
+from longreach.bench.memory import peak_bytes
+from longreach.ops import OPS, AttentionMask, WKVState, native
 
 pytestmark = pytest.mark.skipif(native.MISSING is not None, reason=f"{native.MISSING}")
 
 OF_EVERY_BUILD = pytest.mark.parametrize("build", BUILDS)
 OF_EVERY_OPERATOR = pytest.mark.parametrize("op", MAKERS)
 FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+FEWER = settings(FEW, max_examples=8)
 
 
 @pytest.fixture
@@ -132,14 +147,21 @@ def test_long_sums_lose_no_digits(build: str, last: bool) -> None:
         assert (ours - truth).norm() <= 1.5 * (torchs - truth).norm()
 
 
+LINEAR = SIGNAL | {"attention": (2,), "filter_step": (0, 1), "memory_step": (2, 3), "modal_step": (0, 1)}
+"""Which arguments an operator is linear in, all at once; the first, where nothing is said."""
+
+
+def scaled(call: Call, scale: float) -> Call:
+    """What the operator is linear in, so much larger."""
+    places = LINEAR.get(call.op, (0,))
+    return call._replace(positional=tuple(x * scale if i in places else x for i, x in enumerate(call.positional)))
+
+
 @OF_EVERY_BUILD
 @pytest.mark.parametrize("scale", [1e-315, 1e-200, 1e200])
 def test_numbers_of_extreme_size(build: str, scale: float) -> None:
     """Denormal numbers are not flushed to zero, and nothing overflows or vanishes on the way."""
-    for call in typical_calls():
-        scaled = (2,) if call.op == "attention" else SIGNAL.get(call.op, (0,))  # attention is linear in its values
-        positional = [x * scale if i in scaled else x for i, x in enumerate(call.positional)]
-        call = call._replace(positional=tuple(positional))
+    for call in (scaled(call, scale) for call in typical_calls()):
         with built_for(build):
             found = results(call, "native")
         for actual, truth in zip(found, expected(call), strict=True):
@@ -147,6 +169,71 @@ def test_numbers_of_extreme_size(build: str, scale: float) -> None:
             assert truth.any()  # not even torch is told to flush
             slack = 5e-320 + 1e-10 * truth.abs().max().item()
             torch.testing.assert_close(actual, truth, rtol=1e-9, atol=slack)
+
+
+@OF_EVERY_BUILD
+@OF_EVERY_OPERATOR
+@FEWER
+@given(data=st.data())
+def test_extreme_sizes_in_any_call(op: str, build: str, data: st.DataObject) -> None:
+    call = scaled(data.draw(calls(op, SHORT), label="call"), data.draw(st.sampled_from([1e-315, 1e-200, 1e200])))
+    with built_for(build):
+        found = results(call, "native")
+    truths = expected(call)
+    for actual, truth in zip(found, truths, strict=True):
+        assert truth.isfinite().all()
+        largest = max(x.abs().max().item() if x.numel() else 0.0 for x in scale_of_errors(call, truth, truths))
+        torch.testing.assert_close(actual, truth, rtol=1e-9, atol=1e-319 + 1e-10 * largest)
+
+
+@OF_EVERY_BUILD
+@OF_EVERY_OPERATOR
+@FEWER
+@given(data=st.data())
+def test_extreme_sizes_in_single_precision(op: str, build: str, data: st.DataObject) -> None:
+    """The same; what is denormal has absolute errors, of which a few hundred add up."""
+    low = scaled(data.draw(calls(op, SHORT), label="call").single(), data.draw(st.sampled_from([1e-40, 1e-30, 1e30])))
+    with built_for(build):
+        found = results(low, "native")
+    truths = expected(low.double())
+    for ours, torchs, truth in zip(found, expected(low), truths, strict=True):
+        error, allowed = ((x.to(truth.dtype) - truth).norm() for x in (ours, torchs))
+        slack = 3e-43 * truth.numel() ** 0.5
+        assert error <= 4 * allowed + slack + 1e-6 * max(x.norm() for x in scale_of_errors(low, truth, truths))
+
+
+def scale_of_errors(call: Call, truth: Tensor, truths: list[Tensor]) -> list[Tensor]:
+    """As `what_cancels`; but where a softmax is of large scores its gradients are nothing but what is left of ones."""
+    cancelled = what_cancels(call, truth, truths)
+    return [*cancelled, *call.tensors()] if call.op == "linear_cross_entropy" else cancelled
+
+
+@OF_EVERY_BUILD
+@OF_EVERY_OPERATOR
+@FEWER
+@given(data=st.data())
+def test_what_is_not_finite_reaches_all_that_depends_on_it(op: str, build: str, data: st.DataObject) -> None:
+    """NaN in any argument all values and gradients, an infinity the values that the definition has not finite.
+
+    What depends on a number is what another number there changes.  A mode whose logarithm is -inf is simply zero.
+    """
+    call = data.draw(calls(op, SHORT).filter(lambda call: any(x.numel() for x in call.tensors())), label="call")
+    argument = data.draw(st.sampled_from([x for x in call.tensors() if x.numel()]))
+    place = data.draw(st.integers(0, argument.numel() - 1), label="place")
+    is_mode = op.startswith("vandermonde") and argument is call.positional[1]
+    poison = data.draw(st.sampled_from([torch.nan] if is_mode else [torch.nan, torch.inf, -torch.inf]), label="poison")
+
+    def changed(number: Tensor) -> Call:
+        new = argument.clone(memory_format=torch.contiguous_format)
+        new.view(-1)[place] = number
+        return call.mapped(lambda x: new if x is argument else x)
+
+    before = argument.flatten()[place]
+    with built_for(build):
+        found = results(changed(torch.full_like(before, poison)), "native")
+    truths, usual, moved = (expected(changed(x)) for x in (torch.full_like(before, poison), before, before + 1))
+    for actual, truth, x, y in list(zip(found, truths, usual, moved, strict=True))[: None if poison != poison else 1]:
+        assert not (actual.isfinite() & ~truth.isfinite() & (x != y)).any()
 
 
 @OF_EVERY_BUILD
@@ -364,6 +451,81 @@ def test_memory_that_is_not_there_is_an_error_and_not_the_end(build: str) -> Non
     command = [sys.executable, "-c", SHORTAGE, build]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (found.returncode, found.stdout) == (0, ""), found.stdout + found.stderr
+
+
+BOUND = 6 << 20
+"""Bytes of workspace, and of what malloc keeps at hand."""
+
+
+def large_calls() -> list[Call]:
+    """Calls whose results have 8 MiB or more."""
+    x, last, heads = randn(2, 128, 1 << 13), randn(2, 1 << 13, 128), randn(1, 64, 512, 64)
+    points = torch.complex(torch.zeros(1 << 13, dtype=torch.float64), 5 * randn(1 << 13))
+    filters = {"reverse_kernel": randn(128, 1 << 13), "skip": randn(128), "gate_before": x + 1, "gate_after": x - 1}
+    sums = -randn(128).exp(), randn(128), last, last + 1, randn(2, 128), randn(2, 128).exp(), None
+    words = torch.arange(1 << 13) % 99
+    return [
+        Call("attention", 512, (heads, heads + 1, heads - 1, AttentionMask(True, 100)), {"softcap": 3.0}),
+        Call("cauchy", 1 << 13, (modes(1, 128, 4), points, modes(128, 4)), constants=(1,)),
+        Call("damped_average", 1 << 13, (last, randn(1, 128, 8), randn(1, 128, 8).sigmoid(), randn(128))),
+        Call("linear_cross_entropy", 1 << 13, (randn(1 << 13, 256), randn(99, 256), words, None)),
+        Call("linear_scan", 1 << 13, (last.tanh(), last, randn(2, 128))),
+        Call("long_conv", 1 << 13, (x, randn(128, 1 << 13)), filters),
+        Call("short_conv", 1 << 13, (x, randn(128, 4), randn(128))),
+        Call("transposed", 1 << 13, (x,)),
+        Call("vandermonde", 1 << 13, (modes(2, 128, 4), modes(128, 4), 1 << 13)),
+        Call("vandermonde_adjoint", 1 << 13, (x, modes(128, 4))),
+        Call("wkv", 1 << 13, sums),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read where Linux tells it")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="sanitizers keep what is freed")
+def test_memory_is_that_of_the_results_and_a_bounded_workspace() -> None:
+    calls = large_calls()
+    assert {call.op for call in calls} == {op for op in MAKERS if not op.endswith("_step")}
+    for call in calls:
+        assert_bounded(call.single().mapped(lambda x: x.detach().requires_grad_()))
+
+
+def assert_bounded(call: Call) -> None:
+    """Forward needs its result and what it keeps for the gradient; the gradient needs what it gives."""
+    function = first_result_of_wkv if call.op == "wkv" else operator(call.op, "native")
+    kept: list[Tensor] = []
+    made: list[Tensor] = []
+    found: list[Tensor] = []
+
+    def forward() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            made.append(function(*call.positional, **call.named))
+
+    def backward() -> None:
+        found.extend(torch.autograd.grad(made[0], call.tensors(), cotangent))
+
+    forward()
+    cotangent = torch.randn_like(made[0])
+    backward()
+    for tensors in (kept, made, found):  # the first call is not the one that counts
+        tensors.clear()
+    needed = peak_bytes(forward, "cpu") or 0
+    assert needed <= distinct_bytes([*made, *kept], call.tensors()) + BOUND, f"forward of {call}"
+    needed = peak_bytes(backward, "cpu") or 0
+    turned = found if call.op == "vandermonde_adjoint" else []  # once more in the other direction
+    assert needed <= distinct_bytes(found, []) + distinct_bytes(turned, []) + BOUND, f"gradient of {call}"
+
+
+def first_result_of_wkv(*arguments: Any) -> Tensor:
+    """The averages alone, as `OPS` computes them."""
+    *tensors, numerator, denominator, mask = arguments
+    state = WKVState(numerator, denominator, torch.zeros_like(numerator))
+    return OPS["wkv"].backends["native"](*tensors, state, mask)[0]
+
+
+def distinct_bytes(tensors: list[Tensor], without: list[Tensor]) -> int:
+    """Of the memory of some tensors that is not that of others."""
+    known = {x.untyped_storage().data_ptr() for x in without}
+    sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(size for place, size in sizes.items() if place not in known)
 
 
 GROWTH = """

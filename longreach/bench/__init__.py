@@ -2,7 +2,8 @@
 
 from longreach.bench.crossings import Crossing, crossings
 from longreach.bench.mixer_costs import CostOptions, MixerCost, measure_mixers, mixer_names
-from longreach.bench.operator_cases import OperatorCase, on_torch, operator_cases
+from longreach.bench.operator_case import OperatorCase, on_torch
+from longreach.bench.operator_cases import operator_cases
 from longreach.bench.operator_costs import OperatorCost, OperatorOptions, measure_operators, select_cases
 from longreach.bench.operator_report import allocator, operator_table, write_json, write_operator_plot
 from longreach.bench.report import cost_tables, write_csv, write_plot

@@ -151,6 +151,28 @@ def window_attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=(distance >= 0) & (distance < window))
 
 
+def packed_attention(
+    query: Float[Tensor, "b h l e"],
+    key: Float[Tensor, "b h l e"],
+    value: Float[Tensor, "b h l e"],
+    segment: Int[Tensor, "1 l"],
+) -> Tensor:
+    """Every position sees what came before it in its own segment: the same kernel, with a mask."""
+    allowed = (segment.mT == segment).tril()
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+
+
+def biased_attention(
+    query: Float[Tensor, "b h l e"],
+    key: Float[Tensor, "b h l e"],
+    value: Float[Tensor, "b h l e"],
+    bias: Float[Tensor, "1 h l l"],
+) -> Tensor:
+    """Causal, with a bias of every pair: torch adds a mask of numbers, and has no fused gradient for it."""
+    future = torch.ones(bias.shape[-2:], dtype=torch.bool).triu(1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.masked_fill(future, -torch.inf))
+
+
 def quadratic_linear_attention(
     query: Float[Tensor, "b h l e"], key: Float[Tensor, "b h l e"], value: Float[Tensor, "b h l e"]
 ) -> Tensor:

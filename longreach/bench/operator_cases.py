@@ -3,63 +3,35 @@
 Axes: b batch, d channels, l length, n modes, h heads.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longreach import ops
 from longreach.bench import baselines
+from longreach.bench.attention_cases import attention_cases
 from longreach.bench.mixer_costs import build_mixer, mixer_names
+from longreach.bench.operator_case import (
+    ALL,
+    CHANNELS,
+    FEW_CHANNELS,
+    LONG,
+    MIDDLE,
+    MODES,
+    OUR_TORCH,
+    WIDTH,
+    Inputs,
+    OperatorCase,
+    leaf,
+    running_on_torch,
+)
 from longreach.errors import InputError
 from longreach.mixers import SequenceMixer
 from longreach.mixers.constant_weights import Kept, constant_weights
-from longreach.ops import OPS, use_backend
+from longreach.ops import OPS
 
-LONG = 1 << 14
-"""Above this length inputs are four times as large, so that there are channels for every thread."""
-CHANNELS, MODES, WIDTH = 256, 32, 64
-"""Of most cases: channels; modes of a channel, one of each conjugate pair; features of a head."""
-FEW_CHANNELS = 64
-"""Where a baseline keeps every power of every mode in memory."""
-OUR_TORCH = "our torch form"
-ALL = (256, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
-MIDDLE = (1 << 10, 1 << 12, 1 << 14)
-
-Inputs = Callable[[int, int], list[Any]]
-
-
-class OperatorCase(NamedTuple):
-    """One operator on one kind of input; `inputs(length, elements)` makes it, with about so many numbers."""
-
-    operator: str
-    name: str
-    lengths: tuple[int, ...]
-    inputs: Inputs
-    ours: Callable[..., Tensor]
-    baselines: dict[str, Callable[..., Tensor]]
-
-
-@contextmanager
-def on_torch() -> Iterator[None]:
-    """Inside the block no compiled kernel of ours is used: every operator that has one takes what comes before it."""
-    with use_backend(**{name: _before_native(op.backends) for name, op in OPS.items() if "native" in op.backends}):
-        yield
-
-
-def _before_native(backends: dict[str, Any]) -> str:
-    names = list(backends)
-    return names[names.index("native") - 1]
-
-
-def _on_torch(ours: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*inputs: Any) -> Tensor:
-        with on_torch():
-            return ours(*inputs)
-
-    return run
+TUNED = (1 << 8, 1 << 12, 1 << 16, 1 << 20)
 
 
 def operator_cases() -> list[OperatorCase]:
@@ -69,15 +41,10 @@ def operator_cases() -> list[OperatorCase]:
         *_short_convolutions(),
         *_recurrences(),
         *_state_spaces(),
-        *_attention(),
+        *attention_cases(),
         *_losses(),
         *_steps(),
     ]
-
-
-def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A random input that wants its gradient."""
-    return torch.randn(*shape, dtype=dtype).requires_grad_()
 
 
 def _shape(length: int, elements: int, channels: int = CHANNELS) -> tuple[int, int, int]:
@@ -105,6 +72,7 @@ def _long_convolutions() -> list[OperatorCase]:
         OperatorCase("long_conv", "powers of two", ALL, plain, ours, fft),
         OperatorCase("long_conv", "other lengths", (1025, 5000, 8191, 36_000), plain, ours, fft),
         OperatorCase("long_conv", "gated", (*MIDDLE, 1 << 16), gated, ours, gated_fft),
+        OperatorCase("long_conv", "tuned allocator", TUNED, plain, ours, fft, tuned=True),
     ]
 
 
@@ -158,7 +126,11 @@ def _recurrences() -> list[OperatorCase]:
         return ops.wkv(log_decay, bonus, key, value, ops.init_wkv(len(key), key[0, 0]))[0]
 
     scans = {"steps": baselines.scan_by_steps, "parallel scan": baselines.parallel_scan}
-    averaged = {"steps": baselines.wkv_by_steps, "log sums": baselines.wkv_by_log_sums, OUR_TORCH: _on_torch(wkv)}
+    averaged = {
+        "steps": baselines.wkv_by_steps,
+        "log sums": baselines.wkv_by_log_sums,
+        OUR_TORCH: running_on_torch(wkv),
+    }
     return [
         OperatorCase("linear_scan", "real", MIDDLE, scan(torch.float32), ops.linear_scan, scans),
         OperatorCase("linear_scan", "complex", MIDDLE, scan(torch.complex64), ops.linear_scan, scans),
@@ -196,8 +168,8 @@ def _state_spaces() -> list[OperatorCase]:
         return lambda length, elements: [*_modes(max(1, min(channels, elements // length))), length]
 
     spaces, sums, cauchy = baselines.diagonal_state_space, baselines.vandermonde_sum, {"torch": baselines.cauchy_sum}
-    averaged = {"torch": baselines.moving_average, OUR_TORCH: _on_torch(ops.damped_average)}
-    blocked = {op: {OUR_TORCH: _on_torch(OPS[op])} for op in ("vandermonde", "cauchy")}
+    averaged = {"torch": baselines.moving_average, OUR_TORCH: running_on_torch(ops.damped_average)}
+    blocked = {op: {OUR_TORCH: running_on_torch(OPS[op])} for op in ("vandermonde", "cauchy")}
     few, many, vandermonde = kernel(FEW_CHANNELS), kernel(CHANNELS), ops.vandermonde
     return [
         OperatorCase("S4D", "kernel and convolution", MIDDLE[:2], whole, state_space, {"torch": spaces}),
@@ -206,37 +178,6 @@ def _state_spaces() -> list[OperatorCase]:
         OperatorCase("vandermonde", "256 channels", MIDDLE, many, vandermonde, blocked["vandermonde"]),
         OperatorCase("cauchy", "float64, few points", (256, 1 << 10), poles, ops.cauchy, cauchy),
         OperatorCase("cauchy", "float64, many points", (1 << 14,), poles, ops.cauchy, blocked["cauchy"]),
-    ]
-
-
-def _attention() -> list[OperatorCase]:
-    def heads(dtype: torch.dtype) -> Inputs:
-        def inputs(length: int, elements: int) -> list[Any]:
-            n_heads = max(1, min(8, elements // (256 * length)))
-            return [leaf(1, n_heads, length, WIDTH, dtype=dtype) for _ in range(3)]
-
-        return inputs
-
-    def window(length: int, elements: int) -> list[Any]:
-        return [*heads(torch.float32)(length, elements), max(1, length // 16)]
-
-    def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return ops.attention(query, key, value, ops.AttentionMask(causal=True))
-
-    def local(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-        return ops.attention(query, key, value, ops.AttentionMask(causal=True, window=window))
-
-    sdpa, masked = {"SDPA": baselines.causal_attention}, {"SDPA": baselines.window_attention}
-    quadratic = {"all pairs": baselines.quadratic_linear_attention}
-
-    def linear(*inputs: Tensor) -> Tensor:
-        return ops.linear_attention(*inputs)[0]
-
-    return [
-        OperatorCase("attention", "float32", MIDDLE, heads(torch.float32), causal, sdpa),
-        OperatorCase("attention", "bfloat16", MIDDLE, heads(torch.bfloat16), causal, sdpa),
-        OperatorCase("attention", "window of 1/16", MIDDLE[:2], window, local, masked),
-        OperatorCase("linear_attention", "causal", MIDDLE[:2], heads(torch.float32), linear, quadratic),
     ]
 
 
@@ -271,7 +212,7 @@ def _steps() -> list[OperatorCase]:
 
     names = [name for name in mixer_names() if _has_steps(name)]
     return [
-        OperatorCase("step", name, (1000,), inputs(name), generating, {"nothing kept": _on_torch(alone)})
+        OperatorCase("step", name, (1000,), inputs(name), generating, {"nothing kept": running_on_torch(alone)})
         for name in names
     ]
 

@@ -5,21 +5,32 @@ ratio is the median over the rounds.  With one thread the time is that of the pr
 Errors are those of the outputs against the baseline in float64.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from longreach.bench.memory import peak_bytes
-from longreach.bench.operator_cases import OperatorCase
+from longreach.bench.operator_case import OperatorCase
+from longreach.bench.operator_cases import operator_cases
+from longreach.bench.own_process import own_process
 from longreach.errors import InputError
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 30
 OURS = "ours"
+TUNABLES = "GLIBC_TUNABLES"
+"""What glibc looks at when a process starts."""
+TUNED = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
+"""Keep what is freed."""
+PATIENCE = 600.0
+"""Seconds for one measurement in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class OperatorOptions:
     """
 
     threads: Sequence[int] = (1, 2)
-    seconds: float = 1.0
+    seconds: float = 0.6
     elements: int = 1 << 22
     quick: bool = False
 
@@ -86,10 +97,41 @@ def measure_operators(cases: Sequence[OperatorCase], options: OperatorOptions) -
     before = torch.get_num_threads()
     try:
         for case in cases:
+            if case.tuned and TUNABLES not in os.environ:
+                yield from _measure_tuned(case, options)
+                continue
             for length in case.lengths:
                 yield from _measure(case, length, options)
     finally:
         torch.set_num_threads(before)
+
+
+def _measure_tuned(case: OperatorCase, options: OperatorOptions) -> Iterator[OperatorCost]:
+    """The costs in a process whose allocator keeps what is freed, which has to be said before it starts."""
+    with _environment(TUNABLES, TUNED), own_process(_answer, case.operator, case.name, case.lengths, options) as answer:
+        while (cost := answer(PATIENCE)) is not None:
+            if isinstance(cost, str):
+                raise InputError(f"{case.operator}, {case.name}: {cost}; give fewer --elements")
+            yield cost
+
+
+def _answer(operator: str, name: str, lengths: tuple[int, ...], options: OperatorOptions, sender: Connection) -> None:
+    """In that process: what is found, then None."""
+    (case,) = (case for case in operator_cases() if (case.operator, case.name) == (operator, name))
+    for length in lengths:
+        for cost in _measure(case, length, options):
+            sender.send(cost)
+    sender.send(None)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Inside the block, and for processes that start there, a variable has this value; before, it had none."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _measure(case: OperatorCase, length: int, options: OperatorOptions) -> Iterator[OperatorCost]:

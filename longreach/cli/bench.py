@@ -1,6 +1,7 @@
 """`longreach bench WHAT`: what the systems and their operators cost on this machine."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from longreach.cli.command import Command
 from longreach.cli.measuring import measuring
 from longreach.cli.options import add_options, build_options
 from longreach.cli.table_console import table_console
+from longreach.errors import InputError
 from longreach.training.run_folder import machine
 
 LENGTHS = [1 << exponent for exponent in range(10, 17)]
@@ -63,6 +65,8 @@ def run(parsed: Namespace) -> int:
 def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.CostOptions)
     names = parsed.mixers or bench.mixer_names()
+    if parsed.out:
+        _paths(parsed.out)  # before anything is measured that could not be kept
     costs = []
     with measuring(len(names) * len(set(parsed.lengths))) as tell:
         for cost in bench.measure_mixers(names, parsed.lengths, options):
@@ -75,6 +79,7 @@ def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
 def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.OperatorOptions)
     cases = bench.select_cases(bench.operator_cases(), parsed.operators, options)
+    paths = _paths(parsed.out, "json", "png") if parsed.out else []
     costs = []
     with measuring(sum(len(case.lengths) for case in cases)) as tell:
         for cost in bench.measure_operators(cases, options):
@@ -82,17 +87,22 @@ def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
             found = {(each.operator, each.case, each.length) for each in costs}
             tell(len(found), f"{cost.operator}, {cost.case}, at {cost.length:,}")
     console.print(bench.operator_table(costs))
-    if not parsed.out:
+    if not paths:
         return []
-    table, plot = _paths(parsed.out, "json", "png")
-    found = machine()
+    (table, plot), found = paths, machine()
     bench.write_json(table, costs, {"options": vars(options), "machine": found, "allocator": bench.allocator()})
     bench.write_operator_plot(plot, costs, f"{found['processor']}, torch {torch.__version__}")
     return [table, plot]
 
 
 def _paths(out: Path, *suffixes: str) -> list[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """The files, whose folder is there and can be written to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {out.parent}: {error.strerror}; name other files with --out") from error
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"cannot write to {out.parent}; name other files with --out")
     return [out.with_name(f"{out.name}.{suffix}") for suffix in suffixes]
 
 

@@ -26,6 +26,8 @@ from longreach.ops.native import LIBRARY
 
 PARTS = 3
 """Numbers of bfloat16 whose sum is one of float32."""
+CHUNK = 1024
+"""Positions whose targets are looked up at a time."""
 
 ARGUMENTS = "Tensor hidden, Tensor weight, Tensor target, ScalarType dtype"
 LIBRARY.define(f"linear_cross_entropy({ARGUMENTS}) -> (Tensor losses, Tensor softmax)")
@@ -50,8 +52,9 @@ def _as_attention(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[A
 def _forward(hidden: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     softmax = torch.ops.longreach.attention(*_as_attention(hidden, weight, dtype))[1][0, 0]
     maximum, inverse = softmax.unbind(1)
-    rows = hidden.to(dtype).to(softmax.dtype), weight.to(dtype)[target.clamp(min=0)].to(softmax.dtype)
-    losses = maximum * math.log(2) - inverse.log() - torch.linalg.vecdot(*rows)
+    losses = maximum * math.log(2) - inverse.log()
+    for loss, rows, words in zip(*(x.split(CHUNK) for x in (losses, hidden, target.clamp(min=0))), strict=True):
+        loss -= torch.linalg.vecdot(*(x.to(dtype).to(softmax.dtype) for x in (rows, weight[words])))
     return losses.clamp_(min=0.0).masked_fill_(target < 0, 0.0), softmax  # rounding may leave less than nothing
 
 
@@ -62,11 +65,12 @@ def _adjoint(
     arguments = _as_attention(hidden, weight, dtype)
     parts = _parts(grad, dtype)[None, None]
     needed = [True, True, False, False, False]
-    found = native_gradients(parts, torch.zeros_like(parts), softmax[None, None], needed, *arguments)
-    hidden_grad, weight_grad = (x[0, 0] for x in found[:2] if x is not None)
-    wide = softmax.dtype
-    hidden_grad.addcmul_(arguments[1][0, 0, index].to(wide), grad, value=-1)
-    weight_grad.index_add_(0, index, arguments[0][0, 0].to(wide) * grad, alpha=-1)
+    gradients = native_gradients(parts, torch.zeros_like(parts), softmax[None, None], needed, *arguments)
+    hidden_grad, weight_grad = (x[0, 0] for x in gradients[:2] if x is not None)
+    query, key, wide = arguments[0][0, 0], arguments[1][0, 0], softmax.dtype
+    for found, given, rows, words in zip(*(x.split(CHUNK) for x in (hidden_grad, grad, query, index)), strict=True):
+        found.addcmul_(key[words].to(wide), given, value=-1)
+        weight_grad.index_add_(0, words, rows.to(wide) * given, alpha=-1)
     return hidden_grad.to(hidden.dtype).contiguous(), weight_grad.to(weight.dtype).contiguous()
 
 

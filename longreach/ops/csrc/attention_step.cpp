@@ -83,8 +83,12 @@ struct Head {
         constexpr int W = Vector<T>::lanes;
         const Vec<T> score = scores(part, first, count);
         T largest = maximum;
-        for (int i = 0; i < W; i++) largest = std::max(largest, score[i]);
-        if (largest == -std::numeric_limits<T>::infinity()) return;
+        bool some = false;  // are seen; NaN is, and is larger than nothing
+        for (int i = 0; i < W; i++) {
+            largest = std::max(largest, score[i]);
+            some |= score[i] != -std::numeric_limits<T>::infinity();
+        }
+        if (!some) return;
         const T kept = std::exp(maximum - largest);
         maximum = largest;
         const Vec<T> weight = score == -std::numeric_limits<T>::infinity() ? Vec<T>{} : exponential<T>(score - largest);
@@ -100,7 +104,7 @@ struct Head {
     }
 
     void finish() const {
-        for (int64_t f = 0; f < value_width; f++) y[f] = sum > 0 ? y[f] / sum : 0;
+        for (int64_t f = 0; f < value_width; f++) y[f] = sum == 0 ? 0 : y[f] / sum;
     }
 };
 

@@ -59,7 +59,7 @@ INLINE Weights<T> weights(Vec<T> a, Vec<T> b) {
     const Vec<T> largest = a > b ? a : b, one = Vec<T>{} + T(1);
     // one of the differences is zero, or neither is a number
     const Vec<T> smaller = exponential<T>((a - largest) + (b - largest));
-    return {a > b ? one : smaller, a > b ? smaller : one, largest};
+    return {a > b ? one : smaller, a <= b ? one : smaller, largest};
 }
 
 // n, d and p after a position.
