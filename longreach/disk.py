@@ -16,7 +16,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error}; what was saved before is intact: "
-            "make room or mend the disk, then continue with --resume"
+            "make room or mend the disk, then repeat the command (a training goes on with --resume)"
         ) from error
 
 

@@ -104,6 +104,12 @@ def test_resume_continues_with_the_configuration_of_the_run() -> None:
 MISTAKES = {
     "no command": ([], "train"),
     "unknown command": (["trian"], "'trian'.*did you mean 'train'"),
+    "unknown choice": (
+        ["make-data", "listop", "out"],
+        "'listop' .choose from 'listops', .*did you mean 'listops'",
+    ),
+    "value of another kind": (["make-data", "listops", "out", "--train", "3.5"], "train: '3.5' is no int"),
+    "value that is none": (["lra", "run", "text", "s4", "--budget", "big"], "budget: 'big' is none of 'small', 'publ"),
     "no configuration": (["train"], "there is no task.*--config"),
     "no model": (["train", "--task", "training_toys.CountingTask"], "there is no model.*--config"),
     "missing file": (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -325,7 +325,9 @@ def test_impossible_options_are_refused(options: dict[str, int], complaint: str,
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_the_command_makes_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_makes_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = ["--train", "150", "--validation", "5", "--test", "5", "--min-length", "20", "--max-length", "60"]
     assert run(["make-data", "listops", str(tmp_path / "new" / "folder"), *sizes, "--seed", "3"]) == 0
     assert "basic_train.tsv, 150 examples" in capsys.readouterr().out
@@ -334,6 +336,11 @@ def test_the_command_makes_the_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [tree.symbols.tolist() for part in found for tree in part] == [tree.symbols.tolist() for tree in expected]
     assert run(["make-data", "listops", str(tmp_path / "new")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
+    monkeypatch.setattr("longreach.tasks.lra.listops_trees.PATIENCE", 3)
+    too_many = ["--validation", "5000", "--min-length", "2", "--max-length", "5", "--max-args", "2"]
+    assert run(["make-data", "listops", str(tmp_path / "half"), "--train", "20", *too_many]) == 2
+    assert "there seem to be only" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "half").iterdir()] == ["basic_train.tsv"], "half a file is none"
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

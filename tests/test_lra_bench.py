@@ -142,6 +142,7 @@ def test_a_configuration_says_where_it_is_from(capsys: pytest.CaptureFixture[str
         (["config", "listops", "s44"], "there is no system 's44'; choose from s4, s4d"),
         (["run", "listops", "s4,s44"], "there is no system 's44'"),
         (["run", "listops", "s4", "--minutes", "2", "--steps", "3"], "give exactly one of the two"),
+        (["run", "listops", ","], "',' names nothing; choose all, or from s4, s4d"),
         (["speed", "--systems", "s44"], "there is no system 's44'"),
         (["speed", "--lengths", "0"], "must be at least 1"),
         (["speed", "--table"], "nothing was measured in"),
@@ -198,7 +199,9 @@ def test_systems_are_trained_once_and_shown(
     monkeypatch.setattr(cell_run, "train", refuse)
     assert run(["lra", "run", "packages", "s4d", *tiny]) == 0
     assert run(["lra", "table", "--out", str(out)]) == 0
-    assert "packages, s4d" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "packages, s4d" in told.out
+    assert "s4d on packages is finished; to train it anew, remove" in told.err
 
 
 def test_a_run_that_stops_or_diverges(

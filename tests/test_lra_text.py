@@ -146,6 +146,8 @@ def damage(path: Path, how: str) -> None:
         (path / "test" / "neg" / "9_7.txt").write_text("")
     elif how == "name":
         (path / "test" / "neg" / "notes.txt").write_text("x")
+    elif how == "no file":
+        (path / "test" / "neg" / "10_7.txt").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,7 @@ def damage(path: Path, how: str) -> None:
         ("fewer", "test/neg of .*aclImdb is incomplete: its 9 reviews"),
         ("empty", "test/neg/9_7.txt of .* is empty"),
         ("name", "test/neg/notes.txt is not named like a review"),
+        ("no file", "cannot read .*test/neg/10_7.txt: Is a directory; copy it again"),
     ],
 )
 def test_incomplete_reviews_are_refused(imdb: Path, tmp_path: Path, how: str, complaint: str) -> None:

@@ -227,6 +227,13 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+ROW = "imgs/2 a.png 0 1 1.8 6 2 5 1.5 3 1"
+
+
+def deep(path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 1000, np.uint16)).save(path)
+
+
 def other_size(path: Path) -> None:
     Image.new("L", (32, 31)).save(path)
 
@@ -238,6 +245,7 @@ def other_size(path: Path) -> None:
         ("imgs/1/sample_3.png", cut, r"sample_3\.png is damaged \(.*\); copy or unpack"),
         ("imgs/1/sample_3.png", lambda path: path.write_text("<html>"), r"sample_3\.png is damaged"),
         ("imgs/1/sample_3.png", other_size, r"31 x 32 pixels, not 32 x 32; set resolution"),
+        ("imgs/1/sample_3.png", deep, r"sample_3\.png has more than 8 bits for a number"),
         ("imgs/1", remove, r"has no imgs/1; the data set is not complete"),
         ("metadata/2.npy", remove, r"has no metadata/2\.npy; the data set is not complete"),
         ("imgs", remove, r"curv_baseline has no folder imgs"),
@@ -245,9 +253,18 @@ def other_size(path: Path) -> None:
         ("", remove, r"has no pathfinder32/curv_baseline with imgs and metadata; .* make-data pathfinder"),
         ("metadata/2.npy", lambda path: path.write_bytes(b""), r"2\.npy is empty"),
         ("metadata/2.npy", lambda path: path.write_text("imgs/2 sample_0.png"), r"2\.npy: 2 fields instead of 11"),
-        ("metadata/2.npy", lambda path: path.write_text("imgs/2 a.png 0 7 1"), r"2\.npy: the label of .* is '7'"),
-        ("metadata/2.npy", lambda path: path.write_text("imgs/2 a.png 0 x 1"), r"the label of imgs/2/a\.png is 'x'"),
-        ("metadata/2.npy", lambda path: path.write_text("../.. a.png 0 1 1"), r"outside of the data set"),
+        ("metadata/2.npy", lambda path: path.write_text(f"{ROW[:-4]}"), r"2\.npy: 9 fields instead of 11"),
+        (
+            "metadata/2.npy",
+            lambda path: path.write_text(ROW.replace(" 1 ", " 7 ", 1)),
+            r"2\.npy: the label of .* is '7'",
+        ),
+        (
+            "metadata/2.npy",
+            lambda path: path.write_text(ROW.replace(" 1 ", " x ", 1)),
+            r"label of imgs/2/a\.png is 'x'",
+        ),
+        ("metadata/2.npy", lambda path: path.write_text(ROW.replace("imgs/2", "../..")), r"outside of the data set"),
         ("metadata/2.npy", lambda path: path.write_bytes(b"\xff\xfe"), r"2\.npy: .*; copy or unpack"),
     ],
 )

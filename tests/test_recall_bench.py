@@ -86,11 +86,27 @@ def test_a_cell_that_was_stopped_goes_on_as_it_was_begun(tmp_path: Path, monkeyp
     monkeypatch.setattr(cell_run, "train", stop)
     assert run_cell(CELL, TINY, tmp_path / "stopped") is None
     assert read_results(tmp_path / "stopped") == []
+    assert cell_run.progress_of(tmp_path / "stopped" / CELL.name) == " goes on as it was begun"
     monkeypatch.setattr(cell_run, "train", train)
     again = run_cell(CELL, RecallOptions(steps=9), tmp_path / "stopped")
     assert again is not None
     assert whole is not None
     assert (again.steps, again.score) == (4, whole.score)
+
+
+def test_what_failed_before_the_first_step_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise InputError("there are no data here")
+
+    monkeypatch.setattr(cell_run, "train", fail)
+    with pytest.raises(InputError, match="there are no data here"):
+        run_cell(CELL, RecallOptions(steps=9), tmp_path)
+    monkeypatch.undo()
+    assert cell_run.progress_of(tmp_path / CELL.name) == ""
+    again = run_cell(CELL, TINY, tmp_path)
+    assert again is not None
+    assert again.steps == 4
+    assert "is finished; to train it anew, remove" in cell_run.progress_of(tmp_path / CELL.name)
 
 
 def test_a_cell_that_diverges_is_empty_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +154,9 @@ def test_a_task_without_sizes_or_publications_has_a_table_too() -> None:
     lines = recall.markdown([result("rwkv", 3, None, 0.1, "addition")]).splitlines()
     assert lines[0] == "addition: percent right, best held-out evaluation (length)"
     assert lines[2] == "|  | 3 |"
+    lines = recall.markdown([result("h3", 12, 2, 0.1, "functions")._replace(majority=None)]).splitlines()
+    assert lines[0] == "functions: percent of the variance explained, best held-out evaluation (length / dimension)"
+    assert lines[-1] == "| chance | 25.0 |", "numbers have no most frequent one"
 
 
 @pytest.mark.parametrize(("length", "expected"), [(16, 32), (128, 32), (512, 8), (16384, 4)])
@@ -189,6 +208,12 @@ def test_a_signal_stops_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["addition", "--vocabulary", "10"], "leave --vocabulary out"),
         (["functions", "--lengths", "64", "--vocabulary", "32"], "length = 64 has 32 points"),
         (["induction", "--steps", "5", "--minutes", "1"], "give exactly one of the two"),
+        (["majority", "--lengths", "0"], "length = 0 must be at least 1"),
+        (["majority", "--systems", ","], "--systems ',' names nothing"),
+        (["majority", "--batch-size", "0"], "batch_size = 0 must be at least 1"),
+        (["majority", "--lr", "0"], "training.lr is 0"),
+        (["majority", "--width", "0"], "width = 0 must be at least 1"),
+        (["majority", "--device", "cud"], "device"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(

@@ -91,6 +91,8 @@ def spoil(data: Path, how: str) -> None:
             shutil.rmtree(data / "go")
         case "list":
             (data / "validation_list.txt").unlink()
+        case "binary":
+            (data / "validation_list.txt").write_bytes(b"\xff\xfe\0")
         case "clip":
             (data / "go" / "b_nohash_0.wav").unlink()
         case "both":
@@ -118,6 +120,7 @@ def spoil(data: Path, how: str) -> None:
     [
         ("word", "has no clips in go; copy or unpack speech_commands_v0.02.tar.gz again"),
         ("list", "has no validation_list.txt; copy or unpack"),
+        ("binary", "validation_list.txt is no list of clips; copy or unpack"),
         ("clip", "has no go/b_nohash_0.wav, which is on a list"),
         ("both", "go/b_nohash_0.wav is on both lists"),
         ("half", "go/a_nohash_0.wav has 9978 samples instead of 16000"),

@@ -1,7 +1,7 @@
 """A cell of a table as a run: trained once, in a folder of its own, from a configuration that repeats it.
 
 `longreach train --config CELL/config.yaml` trains the same again.  A cell whose run was stopped is continued as it was
-begun, whatever is asked for now; one that is finished has a result and is only read.
+begun, whatever is asked for now; one that is finished has a result and is only read.  `progress_of` says which it is.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from longreach.disk import replace_text
 from longreach.errors import InputError
-from longreach.training import DivergenceError, Experiment, RunFolder, read_experiment, train
+from longreach.training import DivergenceError, Experiment, RunFolder, checkpoint, read_experiment, train
 
 RESULT = "result.json"
 R = TypeVar("R")
@@ -27,9 +27,13 @@ class TrainedCell(NamedTuple):
 
 
 def train_cell(path: Path, configure: Callable[[], str]) -> TrainedCell | None:
-    """Train a cell, or go on with it; None if it was stopped by a signal.  `configure` is asked for its text once."""
+    """Train a cell, or go on with it; None if it was stopped by a signal.
+
+    `configure` is asked for its text until there is a checkpoint: what failed before, as for want of data, is mended by
+    other options.
+    """
     folder = RunFolder(path)
-    if not folder.config.exists():
+    if not _is_begun(folder):
         folder.create()
         replace_text(folder.config, configure())
     experiment = read_experiment(folder.config)
@@ -41,6 +45,17 @@ def train_cell(path: Path, configure: Callable[[], str]) -> TrainedCell | None:
     except DivergenceError as error:
         note = str(error)
     return TrainedCell(folder, experiment, note)
+
+
+def progress_of(path: Path) -> str:
+    """What there is of a cell already, for people; empty if nothing is."""
+    if (path / RESULT).exists():
+        return f" is finished; to train it anew, remove {path}"
+    return " goes on as it was begun" if _is_begun(RunFolder(path)) else ""
+
+
+def _is_begun(folder: RunFolder) -> bool:
+    return folder.config.exists() and checkpoint.find(folder.checkpoints / "last") is not None
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

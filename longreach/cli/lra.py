@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from longreach.bench import lra
+from longreach.bench.cell_run import progress_of
 from longreach.cli.command import Command
 from longreach.cli.measuring import measuring
 from longreach.cli.options import add_options, build_options
@@ -82,7 +83,8 @@ def _train(chosen: Namespace) -> bool:
         lra.configure(task, system, options)  # a mistake in any of them is found before the first is trained
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     for number, (task, system) in enumerate(cells, start=1):
-        progress.print(f"run {number} of {len(cells)}: {system} on {task}")
+        known = progress_of(chosen.out / task / system)
+        progress.print(f"run {number} of {len(cells)}: {system} on {task}{known}")
         if lra.run_system(task, system, options, chosen.out) is None:
             progress.print("stopped; the same command goes on")
             return False
@@ -91,8 +93,11 @@ def _train(chosen: Namespace) -> bool:
 
 
 def _names(given: str, known: Iterable[str]) -> list[str]:
-    """All, or those that are named."""
-    return list(known) if given == ALL else [name for name in given.split(",") if name]
+    """All, or those that are named; raises InputError if none is."""
+    names = list(known) if given == ALL else [name for name in given.split(",") if name]
+    if not names:
+        raise InputError(f"{given!r} names nothing; choose {ALL}, or from {', '.join(known)}")
+    return names
 
 
 def _show(out: Path, console: Console) -> int:

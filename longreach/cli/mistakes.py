@@ -17,6 +17,8 @@ OWNER = re.compile(r"class_path='([\w.]+)'|class_path '([\w.]+)':")
 WRAPPING = re.compile(
     r"Type \S*Callable\[.*?\] expects a function or a callable class:\s*|Problem with given class_path '[\w.]+':\s*"
 )
+EXPECTED = re.compile(r"^\s*Expected an? (?:typing\.Literal\[(.*)\]|<class '(\w+)'>)\. Got value: (.*)")
+CHOICES = re.compile(r"\(choose from (.*)\)")
 DETAILS = re.compile(r" Got value: |\n\s*- |\n\s*Given value")
 UNKNOWN_NAME = re.compile(
     r"(?:Option '|option '|invalid choice: '|there is no class |unrecognized arguments: --)([\w.]+)", re.IGNORECASE
@@ -34,6 +36,7 @@ def explain(error: ArgumentError, names: Iterable[str]) -> str:
     owner = OWNER.search(innermost)
     owner_path = next(filter(None, owner.groups())) if owner else None
     complaint = WRAPPING.sub("", innermost)
+    complaint = EXPECTED.sub(lambda m: f"{m[3]!r} is " + (f"none of {m[1]}" if m[1] else f"no {m[2]}"), complaint)
     complaint = DETAILS.split(complaint)[0].strip().rstrip(".")
     complaint = re.sub(
         r"Expected a dot import path string: (\S+)",
@@ -41,7 +44,8 @@ def explain(error: ArgumentError, names: Iterable[str]) -> str:
         complaint,
     )
     unknown = UNKNOWN_NAME.search(complaint)
-    known = {*names, *_known_names()}
+    choices = CHOICES.search(complaint)
+    known = set(re.findall(r"[\w-]+", choices[1])) if choices else {*names, *_known_names()}
     if owner_path and complaint.endswith("is not accepted"):
         complaint += f" by {owner_path}"
         known = _arguments(owner_path)

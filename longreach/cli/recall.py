@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from longreach.bench import recall
+from longreach.bench.cell_run import progress_of
 from longreach.cli.command import Command
 from longreach.cli.options import add_options, build_options
 from longreach.cli.table_console import table_console
@@ -42,7 +43,7 @@ def run(parsed: Namespace) -> int:
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     finished = True
     for number, cell in enumerate([] if parsed.table else cells, start=1):
-        progress.print(f"cell {number} of {len(cells)}: {cell.name}")
+        progress.print(f"cell {number} of {len(cells)}: {cell.name}{progress_of(parsed.out / cell.name)}")
         result = recall.run_cell(cell, options, parsed.out)
         if result is None:
             finished = False
@@ -66,7 +67,7 @@ def _show(parsed: Namespace, console: Console) -> None:
 def _cells(parsed: Namespace, options: recall.RecallOptions) -> list[recall.Cell]:
     """All combinations, the longest last; a mistake in any of them is found before the first is trained."""
     kind = recall.kind_of(parsed.task)
-    systems = _split(parsed.systems) or list(recall.SYSTEMS)
+    systems = _split("systems", parsed.systems) or list(recall.SYSTEMS)
     lengths = sorted(_numbers("lengths", parsed.lengths))
     if kind.size is None and parsed.vocabulary:
         raise InputError(f"the vocabulary of {parsed.task} is given by the task; leave --vocabulary out")
@@ -80,13 +81,16 @@ def _cells(parsed: Namespace, options: recall.RecallOptions) -> list[recall.Cell
     return cells
 
 
-def _split(values: list[str] | None) -> list[str]:
-    """Words between commas or blanks."""
-    return [word for value in values or [] for word in value.split(",") if word]
+def _split(name: str, values: list[str] | None) -> list[str]:
+    """Words between commas or blanks; none if the option is not there, an InputError if there is nothing in it."""
+    words = [word for value in values or [] for word in value.split(",") if word]
+    if values and not words:
+        raise InputError(f"--{name} {' '.join(values)!r} names nothing; leave it out, or name something")
+    return words
 
 
 def _numbers(name: str, values: list[str] | None) -> list[int]:
-    words = _split(values)
+    words = _split(name, values)
     if wrong := [word for word in words if not word.isdecimal()]:
         raise InputError(f"--{name} takes whole numbers, like 128,512; {wrong[0]!r} is none")
     return [int(word) for word in words]

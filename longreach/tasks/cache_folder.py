@@ -121,10 +121,13 @@ def _make(folder: Path, fingerprint: str, recipe: Recipe[T]) -> T:
 
 @contextmanager
 def _explained(root: Path, recipe: Recipe[T]) -> Iterator[None]:
-    """Turn what the disk refuses into a message that says what to do."""
+    """Turn what the disk refuses into a message that says what to do, of the cache or of what it is made from."""
     try:
         yield
     except OSError as error:
+        file = Path(os.fsdecode(error.filename or root)).absolute()
+        if not file.is_relative_to(root.absolute()) and not root.absolute().is_relative_to(file):
+            raise InputError(f"cannot read {file}: {error.strerror}; copy it again, or allow it to be read") from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = "the disk is full; free some space, or" if full else f"{error.strerror or error};"
         remedy = f"set {recipe.option} (or LONGREACH_CACHE) to a folder elsewhere"

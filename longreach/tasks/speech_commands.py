@@ -147,7 +147,11 @@ def read_lists(folder: Path) -> dict[str, str]:
     """The part of each clip that is not to train."""
     parts: dict[str, str] = {}
     for part, name in LISTS.items():
-        for line in (folder / name).read_text().split():
+        try:
+            lines = (folder / name).read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            raise InputError(f"{folder / name} is no list of clips; {AGAIN}") from None
+        for line in lines:
             if parts.setdefault(line, part) != part:
                 raise InputError(f"{line} is on both lists of {folder}; {AGAIN}")
     return parts

@@ -8,11 +8,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from longreach.bench.cell_run import TrainedCell, read_result, train_cell, write_result
 from longreach.bench.recall.systems import Size, model_config, system_of
 from longreach.bench.recall.tasks import kind_of, task_arguments
+from longreach.errors import InputError
 from longreach.tasks.recall import SyntheticTask
 from longreach.training import TrainingOptions
 from longreach.training.run_folder import machine
@@ -50,7 +51,12 @@ class RecallOptions:
     lr: float | None = None
     seed: int = 0
     threads: int | None = None
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
 
 
 class Cell(NamedTuple):
@@ -97,9 +103,12 @@ class CellResult(NamedTuple):
 
 def configure(cell: Cell, options: RecallOptions) -> dict[str, Any]:
     """The configuration of a cell's run."""
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = max(4, min(32, TOKENS // max(1, cell.length)))
     arguments = {
         **task_arguments(cell.task, cell.length, cell.size),
-        "batch_size": options.batch_size or max(4, min(32, TOKENS // cell.length)),
+        "batch_size": batch_size,
         "seed": options.seed,
         "n_held_out": options.held_out,
     }
@@ -117,7 +126,7 @@ def _training(cell: Cell, options: RecallOptions) -> dict[str, Any]:
     training = {
         "steps": steps,
         "minutes": options.minutes,
-        "lr": options.lr or system_of(cell.system).lr,
+        "lr": system_of(cell.system).lr if options.lr is None else options.lr,
         "warmup_steps": WARMUP_STEPS if steps is None else min(WARMUP_STEPS, steps),
         "evaluate_every": None if steps is None else math.ceil(steps / EVALUATIONS),
         "stop_at": GOAL,

@@ -29,14 +29,15 @@ def _grids(task: str, results: Sequence[CellResult]) -> list[Grid]:
     published = [score for score in PUBLISHED if score.task == task]
     grids = []
     if ours:
-        title = f"{task}: percent right, best held-out evaluation{_axes(task)}"
+        title = f"{task}: {kind_of(task).score}, best held-out evaluation{_axes(task)}"
         rates = {_place(result): result for result in ours}
         scores = {(result.system, _place(result)): result.score for result in ours}
         grid = _grid(title, scores)
         grid.rows.append(["chance", *(_percent(rates[place].chance) for place in sorted(rates, key=_order))])
-        grid.rows.append(
-            ["most frequent answer", *(_percent(rates[place].majority) for place in sorted(rates, key=_order))]
-        )
+        if any(result.majority is not None for result in ours):
+            grid.rows.append(
+                ["most frequent answer", *(_percent(rates[place].majority) for place in sorted(rates, key=_order))]
+            )
         grids.append(grid)
     for source in dict.fromkeys(score.source for score in published):
         scores = {(each.system, _place(each)): each.score for each in published if each.source == source}
@@ -118,18 +119,20 @@ def _plot(path: Path, results: Sequence[CellResult]) -> None:
     kind = kind_of(results[0].task)
     sizes = sorted({result.size or 0 for result in results})
     systems = [name for name in SYSTEMS if any(result.system == name for result in results)]
-    with plot_axes(path, x_label=f"length ({kind.unit})", y_label="percent right") as axes:
+    with plot_axes(path, x_label=f"length ({kind.unit})", y_label=kind.score) as axes:
         for system, size in ((system, size) for system in systems for size in sizes):
             found = sorted((r.length, 100 * r.score) for r in _of(results, system, size) if r.score is not None)
             if found:
                 label = system if len(sizes) == 1 else f"{system}, {kind.size} {size}"
                 style = LINES[sizes.index(size) % len(LINES)]
                 axes.plot(*zip(*found, strict=True), style, color=f"C{systems.index(system)}", label=label, marker="o")
-        chance = {(r.length, r.size): 100 * r.chance for r in results}
-        axes.axhline(max(chance.values()), color="grey", linewidth=0.8, linestyle=":", label="chance")
-        if len({result.length for result in results}) > 1:
+        for number, chance in enumerate(sorted({100 * result.chance for result in results})):
+            label = None if number else "chance"
+            axes.axhline(chance, color="grey", linewidth=0.8, linestyle=":", label=label)
+        lengths = sorted({result.length for result in results})
+        if len(lengths) > 1:
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.set_ylim(0, 102)
         axes.legend(frameon=False, fontsize="x-small", ncols=math.ceil(len(systems) * len(sizes) / 12))
 

@@ -17,6 +17,8 @@ class RecallKind(NamedTuple):
     unit: str
     """What `--lengths` counts."""
     default_size: int | None
+    score: str = "percent right"
+    """What a cell tells."""
 
     @property
     def class_name(self) -> str:
@@ -30,7 +32,9 @@ TASKS: dict[str, RecallKind] = {
     "induction": RecallKind(tasks.InductionHead, "vocabulary", "tokens before the prompt", 20),
     "majority": RecallKind(tasks.Majority, "vocabulary", "tokens before the prompt", 10),
     "counting": RecallKind(tasks.Counting, "vocabulary", "tokens before the prompt", 10),
-    "functions": RecallKind(tasks.LinearFunctions, "dimension", "points and values", 5),
+    "functions": RecallKind(
+        tasks.LinearFunctions, "dimension", "points and values", 5, "percent of the variance explained"
+    ),
     "addition": RecallKind(tasks.Addition, None, "digits of a number", None),
 }
 

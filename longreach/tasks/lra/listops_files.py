@@ -50,7 +50,7 @@ def find_files(folder: Path) -> dict[str, Path]:
 def read_trees(path: Path) -> Iterator[Tree]:
     """The expressions of a file with the values that it gives them.
 
-    Quotes around a field, line ends of any kind, a byte order mark and values like 1.0 are understood.  Raises
+    Quotes around a field, LF and CR LF, a byte order mark and values like 1.0 are understood.  Raises
     InputError that names the line where something else is.
     """
     number = 0
@@ -90,11 +90,20 @@ def _read_line(fields: list[bytes], where: str) -> Tree:
 
 
 def write_trees(path: Path, trees: Iterable[Tree]) -> None:
-    """Write a file of the release's format; raises InputError where the disk does not allow it."""
-    with writing(path), path.open("wb") as file:
-        file.write(HEAD + b"\r\n")
-        for tree in trees:
-            file.write(source_text(tree.symbols) + b"\t%d\r\n" % tree.value)
+    """Write a file of the release's format, which is there when it is whole.
+
+    Raises InputError where the disk does not allow it.
+    """
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        with writing(path):
+            with unfinished.open("wb") as file:
+                file.write(HEAD + b"\r\n")
+                for tree in trees:
+                    file.write(source_text(tree.symbols) + b"\t%d\r\n" % tree.value)
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def source_text(symbols: UInt8[ndarray, " k"]) -> bytes:

@@ -94,7 +94,7 @@ def _plain_list(pickled: bytes) -> Iterator[object]:
 
 
 def _entry(row: list[str]) -> Entry:
-    if len(row) < LABEL + 1:
+    if len(row) < N_FIELDS:  # as at the end of half a file
         raise ValueError(f"{len(row)} fields instead of {N_FIELDS}: {' '.join(row)!r}")
     image = PurePosixPath(row[0]) / row[1]
     if image.is_absolute() or ".." in image.parts:

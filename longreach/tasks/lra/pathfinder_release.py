@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from longreach.errors import InputError
 from longreach.tasks.data_files import state_of
+from longreach.tasks.images.class_folders import DEEP
 from longreach.tasks.lra.pathfinder_metadata import Entry, read_metadata
 from longreach.tasks.lra.pathfinder_settings import Difficulty, Resolution
 
@@ -89,6 +90,8 @@ def _read_image(path: Path, resolution: int) -> UInt8[ndarray, "h w"] | None:
         if path.stat().st_size == 0:
             return None
         with Image.open(path) as image:
+            if image.mode in DEEP:
+                raise InputError(f"{path} has more than 8 bits for a number (mode {image.mode}); convert it")
             pixels = np.asarray(image.convert("L"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; the data set is not complete, copy or unpack it again") from None
