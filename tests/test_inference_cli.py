@@ -1,5 +1,6 @@
 """`longreach evaluate` and `generate` on the folder of a real, very short run; mistakes end with status 2."""
 
+import gc
 import io
 import json
 import runpy
@@ -216,4 +217,5 @@ def test_every_example_runs(example: Path, trained: Path, capsys, monkeypatch, t
         monkeypatch.setattr("sys.argv", [str(example), *arguments])
         runpy.run_path(str(example), run_name="__main__")
         assert capsys.readouterr().out.count("\n") >= 4
+    gc.collect()  # configurations name classes, among which another test would find those of an example
     assert (example.name == "whole_book.py") == (tmp_path / "book.png").exists()
