@@ -145,7 +145,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="operator 'long_con' is not measured; those that are: long_conv, "):
         select_cases(cases, ["long_con"], TINY)
     with pytest.raises(InputError, match="must be at least 1"):
-        select_cases(cases, None, OperatorOptions(threads=(0,)))
+        select_cases(cases, [], OperatorOptions(threads=(0,)))
     quick = select_cases(cases, ["long_conv", "wkv"], OperatorOptions(quick=True))
     assert {case.operator for case in quick} == {"long_conv", "wkv"}
     assert {len(case.lengths) for case in quick} == {1}

@@ -143,7 +143,8 @@ def test_a_configuration_says_where_it_is_from(capsys: pytest.CaptureFixture[str
         (["run", "listops", "s4,s44"], "there is no system 's44'"),
         (["run", "listops", "s4", "--minutes", "2", "--steps", "3"], "give exactly one of the two"),
         (["run", "listops", ","], "',' names nothing; choose all, or from s4, s4d"),
-        (["speed", "--systems", "s44"], "there is no system 's44'"),
+        (["speed", "--systems", "s4,s44"], "there is no system 's44'"),
+        (["speed", "--lengths", "1K"], "--lengths takes whole numbers, like 128,512; '1K' is none"),
         (["speed", "--lengths", "0"], "must be at least 1"),
         (["speed", "--table"], "nothing was measured in"),
     ],
@@ -155,6 +156,17 @@ def test_mistakes_are_named(
     assert run(["lra", *arguments, *out]) == 2
     assert message in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_the_published_table_is_shown_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert run(["lra", "table", "--out", str(nowhere)]) == 0
+    shown = capsys.readouterr().out
+    assert "36.37" in shown
+    assert "no run is finished in" in shown
+    assert not nowhere.exists()
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_a_task_of_generated_and_of_read_images_is_the_same(release: Path, tmp_p
         pixels.tobytes(): label for pixels, label in zip(expected().pixels, expected().labels.tolist(), strict=True)
     }  # fmt: skip
     assert [len(made.part(part)) for part in ("train", "validation", "test")] == [16, 2, 2]
-    assert read.record()["empty_files"] == {"count": 0, "first": []}
+    assert read.record()["empty_files"] == read.record()["unlisted_images"] == {"count": 0, "first": []}
 
 
 @pytest.mark.parametrize(("pixels", "low", "high"), [("centred", -1, 1), ("unit", 0, 1), ("tokens", 0, 255)])
@@ -217,6 +217,17 @@ def test_empty_images_are_left_out_and_counted(copy: Path, tmp_path: Path) -> No
     again = task(copy, tmp_path / "cache")
     again.prepare()
     assert again.record() == found.record()
+
+
+def test_images_that_metadata_does_not_name_are_counted(copy: Path, tmp_path: Path) -> None:
+    metadata = copy / NAME / "metadata" / "1.npy"
+    lines = metadata.read_text().splitlines(keepends=True)
+    metadata.write_text("".join(lines[:-1]))  # as a copy that broke off between two lines
+    found = task(copy, tmp_path / "cache")
+    found.prepare()
+    last = "/".join(lines[-1].split()[:2])
+    assert found.record()["unlisted_images"] == {"count": 1, "first": [last]}
+    assert len(by_label(found)) == 19
 
 
 def remove(path: Path) -> None:

@@ -75,15 +75,13 @@ def ratios(seconds: tuple[list[float], list[float]]) -> list[float]:
     return [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
 
 
-def select_cases(
-    cases: Sequence[OperatorCase], names: Sequence[str] | None, options: OperatorOptions
-) -> list[OperatorCase]:
+def select_cases(cases: Sequence[OperatorCase], names: Sequence[str], options: OperatorOptions) -> list[OperatorCase]:
     """The cases of the operators that are named, or all; with `quick` each at its shortest length.
 
     Raises InputError for an operator that is not measured, or options that make no sense.
     """
     known = list(dict.fromkeys(case.operator for case in cases))
-    unknown = [name for name in names or () if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"operator {unknown[0]!r} is not measured; those that are: {', '.join(known)}")
     if not options.threads or min(options.threads) < 1 or options.elements < 1:

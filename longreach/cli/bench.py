@@ -13,12 +13,12 @@ from longreach import bench
 from longreach.cli import bench_gpu
 from longreach.cli.command import Command
 from longreach.cli.measuring import measuring
-from longreach.cli.options import add_options, build_options
+from longreach.cli.options import add_options, build_options, listed_numbers, listed_words
 from longreach.cli.table_console import table_console
 from longreach.errors import InputError
 from longreach.training.run_folder import machine
 
-LENGTHS = [1 << exponent for exponent in range(10, 17)]
+LENGTHS = [str(1 << exponent) for exponent in range(10, 17)]
 MIXERS_HELP = "Time and peak memory of every mixer against length."
 OPERATORS_HELP = "Time, memory and error of every operator beside plain torch, in one process."
 
@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     mixers = _like(parser, MIXERS_HELP)
     subcommands.add_subcommand("mixers", mixers, help=MIXERS_HELP)
     mixers.add_argument("--mixers", nargs="+", type=str, help="Class names of the mixers; by default all.")
-    mixers.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="Lengths of the sequences.")
+    mixers.add_argument("--lengths", nargs="+", type=str, default=LENGTHS, help="Lengths of the sequences.")
     _add_out(mixers, "NAME.csv, NAME.png and NAME.json (options and machine)", "mixers")
     add_options(mixers, bench.CostOptions, {})
     operators = _like(parser, OPERATORS_HELP)
@@ -64,12 +64,13 @@ def run(parsed: Namespace) -> int:
 
 def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.CostOptions)
-    names = parsed.mixers or bench.mixer_names()
+    names = listed_words("mixers", parsed.mixers) or bench.mixer_names()
+    lengths = listed_numbers("lengths", parsed.lengths)
     if parsed.out:
         _paths(parsed.out)  # before anything is measured that could not be kept
     costs = []
-    with measuring(len(names) * len(set(parsed.lengths))) as tell:
-        for cost in bench.measure_mixers(names, parsed.lengths, options):
+    with measuring(len(names) * len(set(lengths))) as tell:
+        for cost in bench.measure_mixers(names, lengths, options):
             costs.append(cost)
             tell(len(costs), f"{cost.mixer} at {cost.length:,}")
     console.print(bench.cost_tables(costs))
@@ -78,7 +79,8 @@ def _run_mixers(parsed: Namespace, console: Console) -> list[Path]:
 
 def _run_operators(parsed: Namespace, console: Console) -> list[Path]:
     options = build_options(parsed, bench.OperatorOptions)
-    cases = bench.select_cases(bench.operator_cases(), parsed.operators, options)
+    operators = listed_words("operators", parsed.operators)
+    cases = bench.select_cases(bench.operator_cases(), operators, options)
     paths = _paths(parsed.out, "json", "png") if parsed.out else []
     costs = []
     with measuring(sum(len(case.lengths) for case in cases)) as tell:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from longreach.bench import gpu
 from longreach.cli.measuring import measuring
+from longreach.cli.options import listed_words
 from longreach.errors import InputError
 from longreach.training.run_folder import machine
 
@@ -56,7 +57,7 @@ def run(parsed: Namespace, console: Console) -> list[Path]:
     meter, sizes, name = setting()
     if parsed.seconds <= 0:
         raise InputError(f"--seconds {parsed.seconds:g} leaves no time; the default is {SECONDS:g}")
-    sections = gpu.check_sections(parsed.sections or list(gpu.SECTIONS))
+    sections = gpu.check_sections(listed_words("sections", parsed.sections) or list(gpu.SECTIONS))
     plan = gpu.Plan(sections, sizes, meter, time.time() + parsed.seconds)
     about = {"machine": machine(), "sizes": dataclasses.asdict(sizes), "seconds": parsed.seconds}
     parsed.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from longreach.bench import lra
 from longreach.bench.cell_run import progress_of
 from longreach.cli.command import Command
 from longreach.cli.measuring import measuring
-from longreach.cli.options import add_options, build_options
+from longreach.cli.options import add_options, build_options, listed_numbers, listed_words
 from longreach.cli.table_console import table_console
 from longreach.errors import InputError
 
@@ -38,7 +38,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_options(config, lra.RunOptions, {})
     speed = _add(subcommands, parser, "speed", SPEED_HELP)
     speed.add_argument("--systems", nargs="+", type=str, help="Names of the systems; by default all.")
-    speed.add_argument("--lengths", nargs="+", type=int, default=list(lra.LENGTHS), help="Bytes of a text.")
+    lengths = [str(length) for length in lra.LENGTHS]
+    speed.add_argument("--lengths", nargs="+", type=str, default=lengths, help="Bytes of a text.")
     speed.add_argument("--table", action="store_true", help="Only show what is in the folder; measure nothing.")
     _add_out(speed, SPEED_OUT, "Folder of the cells, speed.md, speed.csv and speed.png; a cell in it is not measured.")
     add_options(speed, lra.SpeedOptions, {})
@@ -103,6 +104,9 @@ def _names(given: str, known: Iterable[str]) -> list[str]:
 def _show(out: Path, console: Console) -> int:
     results = lra.read_results(out)
     console.print(lra.tables(results))
+    if not results:
+        console.print(f"no run is finished in {out}", soft_wrap=True)
+        return 0
     for path in lra.write_files(results, out):
         console.print(f"written: {path}", soft_wrap=True)
     return 0
@@ -110,10 +114,11 @@ def _show(out: Path, console: Console) -> int:
 
 def _speed(chosen: Namespace, console: Console) -> int:
     options = build_options(chosen, lra.SpeedOptions)
-    systems = chosen.systems or list(lra.SYSTEMS)
+    systems = listed_words("systems", chosen.systems) or list(lra.SYSTEMS)
+    lengths = listed_numbers("lengths", chosen.lengths)
     if not chosen.table:
-        with measuring(len(systems) * len(set(chosen.lengths))) as tell:
-            for number, cell in enumerate(lra.measure_speed(systems, chosen.lengths, options, chosen.out), start=1):
+        with measuring(len(systems) * len(set(lengths))) as tell:
+            for number, cell in enumerate(lra.measure_speed(systems, lengths, options, chosen.out), start=1):
                 tell(number, f"{cell.system} at {cell.length:,}")
     found = lra.read_speed(chosen.out)
     if found is None:

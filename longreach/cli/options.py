@@ -7,6 +7,8 @@ from typing import Any, TypeVar, get_type_hints
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, Namespace
 
+from longreach.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -24,3 +26,19 @@ def build_options(parsed: Namespace, options: type[T]) -> T:
     """The dataclass with the parsed values; lists that were not given keep their default."""
     given = {field.name: parsed[field.name] for field in fields(options)}  # type: ignore[arg-type]
     return options(**{name: value for name, value in given.items() if value is not None})
+
+
+def listed_words(name: str, values: list[str] | None) -> list[str]:
+    """Words between commas or blanks; none if the option is not there, an InputError if there is nothing in it."""
+    words = [word for value in values or [] for word in value.split(",") if word]
+    if values and not words:
+        raise InputError(f"--{name} {' '.join(values)!r} names nothing; leave it out, or name something")
+    return words
+
+
+def listed_numbers(name: str, values: list[str] | None) -> list[int]:
+    """Whole numbers between commas or blanks; raises InputError, which names the first that is none."""
+    words = listed_words(name, values)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise InputError(f"--{name} takes whole numbers, like 128,512; {wrong[0]!r} is none")
+    return [int(word) for word in words]

@@ -9,7 +9,7 @@ from rich.console import Console
 from longreach.bench import recall
 from longreach.bench.cell_run import progress_of
 from longreach.cli.command import Command
-from longreach.cli.options import add_options, build_options
+from longreach.cli.options import add_options, build_options, listed_numbers, listed_words
 from longreach.cli.table_console import table_console
 from longreach.errors import InputError
 
@@ -67,11 +67,11 @@ def _show(parsed: Namespace, console: Console) -> None:
 def _cells(parsed: Namespace, options: recall.RecallOptions) -> list[recall.Cell]:
     """All combinations, the longest last; a mistake in any of them is found before the first is trained."""
     kind = recall.kind_of(parsed.task)
-    systems = _split("systems", parsed.systems) or list(recall.SYSTEMS)
-    lengths = sorted(_numbers("lengths", parsed.lengths))
+    systems = listed_words("systems", parsed.systems) or list(recall.SYSTEMS)
+    lengths = sorted(listed_numbers("lengths", parsed.lengths))
     if kind.size is None and parsed.vocabulary:
         raise InputError(f"the vocabulary of {parsed.task} is given by the task; leave --vocabulary out")
-    sizes: list[int | None] = [*_numbers("vocabulary", parsed.vocabulary)]
+    sizes: list[int | None] = [*listed_numbers("vocabulary", parsed.vocabulary)]
     cells = [
         recall.Cell(parsed.task, system, length, size)
         for length, size, system in product(lengths, sizes or [kind.default_size], systems)
@@ -79,21 +79,6 @@ def _cells(parsed: Namespace, options: recall.RecallOptions) -> list[recall.Cell
     for cell in cells:
         recall.configure(cell, options)
     return cells
-
-
-def _split(name: str, values: list[str] | None) -> list[str]:
-    """Words between commas or blanks; none if the option is not there, an InputError if there is nothing in it."""
-    words = [word for value in values or [] for word in value.split(",") if word]
-    if values and not words:
-        raise InputError(f"--{name} {' '.join(values)!r} names nothing; leave it out, or name something")
-    return words
-
-
-def _numbers(name: str, values: list[str] | None) -> list[int]:
-    words = _split(name, values)
-    if wrong := [word for word in words if not word.isdecimal()]:
-        raise InputError(f"--{name} takes whole numbers, like 128,512; {wrong[0]!r} is none")
-    return [int(word) for word in words]
 
 
 COMMAND = Command("Train systems on a synthetic recall task and show the papers' table.", add_arguments, run)

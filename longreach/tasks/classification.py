@@ -37,7 +37,7 @@ from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
 from longreach.tasks.epochs import Epochs
 from longreach.tasks.labelled import Example, Format, LabelledPart, part_writer
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("train", "validation", "test")
 SHOWN_EVERY = 100
 """The bar moves whenever so many examples are written."""

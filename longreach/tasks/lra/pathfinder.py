@@ -20,7 +20,13 @@ from longreach.tasks.encodings import FeatureEncoding, TokenEncoding
 from longreach.tasks.labelled import Example
 from longreach.tasks.lra.counter_random import keys_of, uniform
 from longreach.tasks.lra.pathfinder_generation import PathfinderRecipe, made_images
-from longreach.tasks.lra.pathfinder_release import data_set_state, find_data_set, read_entries, read_images
+from longreach.tasks.lra.pathfinder_release import (
+    data_set_state,
+    find_data_set,
+    read_entries,
+    read_images,
+    unlisted_images,
+)
 
 Pixels = Literal["centred", "unit", "tokens"]
 
@@ -59,6 +65,7 @@ class Pathfinder(Classification):
         self.recipe, self.data, self.pixels, self.split_seed = recipe, data, pixels, split_seed
         self.encoding = ENCODINGS[pixels]
         self._empty_files: list[str] = []
+        self._unlisted_images: list[str] = []
 
     def settings(self) -> dict[str, object]:
         """Where the images come from."""
@@ -86,7 +93,7 @@ class Pathfinder(Classification):
             return
         folder = self._folder(self.data)
         entries = read_entries(folder)
-        self._empty_files = []
+        self._empty_files, self._unlisted_images = [], unlisted_images(folder, entries)
         found = read_images(folder, entries, self.recipe.resolution)
         for part, image in zip(split(len(entries), self.split_seed), found, strict=True):
             if image.pixels is None:
@@ -95,15 +102,17 @@ class Pathfinder(Classification):
                 yield Example(PARTS[part], [image.pixels.reshape(-1)], image.label)
 
     def record(self) -> dict[str, object]:
-        """What the examples depend on, what is in each part, and which files were empty and so left out."""
-        return {**super().record(), "empty_files": self._ready().header["empty_files"]}
+        """What the examples depend on, what is in each part, and which images were left out: empty, or not listed."""
+        header = self._ready().header
+        return {**super().record(), "empty_files": header["empty_files"], "unlisted_images": header["unlisted_images"]}
 
     def _folder(self, data: Path) -> Path:
         return find_data_set(data, self.recipe.resolution, self.recipe.difficulty)
 
     def _write(self, folder: Path) -> Header:
         header = super()._write(folder)
-        return {**header, "empty_files": {"count": len(self._empty_files), "first": self._empty_files[:8]}}
+        left_out = {"empty_files": self._empty_files, "unlisted_images": self._unlisted_images}
+        return {**header, **{name: {"count": len(paths), "first": paths[:8]} for name, paths in left_out.items()}}
 
 
 def split(n: int, seed: int) -> Int64[ndarray, " n"]:

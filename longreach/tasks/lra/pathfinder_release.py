@@ -4,7 +4,8 @@
     pathfinder32/curv_contour_length_14/metadata/<n>.npy             their labels, see `pathfinder_metadata`
 
 The release has empty files among its images (pathfinder32/curv_baseline/imgs/0/sample_172.png); they are left out and
-counted.  Anything else that is missing or damaged is an error: the loss would go unnoticed.
+counted.  So are images that no metadata names, as when a file of it was cut between two lines.  Anything else that is
+missing or damaged is an error: the loss would go unnoticed.
 """
 
 import re
@@ -76,6 +77,15 @@ def read_entries(folder: Path) -> list[Entry]:
     if not entries:
         raise InputError(f"{folder} has no images; copy or unpack the data set again")
     return entries
+
+
+def unlisted_images(folder: Path, entries: list[Entry]) -> list[str]:
+    """The images that are there and that no metadata names, relative to the data set's folder."""
+    listed = {str(entry.image) for entry in entries}
+    found = (
+        f"imgs/{place.name}/{image.name}" for place in (folder / "imgs").iterdir() for image in place.glob("*.png")
+    )
+    return sorted(set(found) - listed)
 
 
 def read_images(folder: Path, entries: list[Entry], resolution: int) -> Iterator[LabelledImage]:
