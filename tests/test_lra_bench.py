@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -315,6 +316,25 @@ def test_speed_is_measured_in_a_process_of_its_own_and_once(
     (tmp_path / "speed.json").write_text(json.dumps({"cells": [{}]}))
     with pytest.raises(InputError, match=r"speed\.json is damaged"):
         lra.read_speed(tmp_path)
+
+
+def test_another_limit_tries_what_was_given_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, given_up = SpeedCell("s4", 64, 0.5, 1, 1), SpeedCell("s4", 128, note="a step takes more than 1 s")
+    options = SpeedOptions(limit=1.0)
+    asked: list[int] = []
+
+    def measure(system: str, lengths: list[int], options: SpeedOptions) -> Iterator[SpeedCell]:
+        asked.extend(lengths)
+        return iter(SpeedCell(system, length, 2.0, 1, 1) for length in lengths)
+
+    monkeypatch.setattr(speed, "_in_own_process", measure)
+    speed._write_cells(tmp_path, [measured, given_up], options)
+    assert list(lra.measure_speed(["s4"], [64, 128], options, tmp_path)) == [measured, given_up]
+    longer = replace(options, limit=5.0)
+    assert list(lra.measure_speed(["s4"], [64, 128], longer, tmp_path)) == [measured, SpeedCell("s4", 128, 2.0, 1, 1)]
+    assert asked == [128]
+    with pytest.raises(InputError, match="use the same options"):
+        list(lra.measure_speed(["s4"], [64], replace(longer, batch_size=2), tmp_path))
 
 
 def test_speed_is_told_relative_to_the_transformer(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class SpeedOptions:
     Attributes:
         batch_size: Sequences of a step; the paper has 32 on 16 chips.
         threads: Processor threads; 0 for torch's own choice.
-        limit: Seconds for a step; a system that takes longer is not tried on longer sequences.
+        limit: Seconds for a step; a system that takes longer is not tried on longer sequences. With another limit
+            cells that were given up are tried again.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
     """
 
@@ -107,13 +108,16 @@ def read_speed(out: Path) -> SpeedFile | None:
 
 
 def _known_cells(out: Path, options: SpeedOptions) -> list[SpeedCell]:
-    """The cells in a folder, which must have been measured with these options."""
+    """The cells in a folder, which must have been measured with these options, but for the limit."""
     found = read_speed(out)
-    if found is not None and found.options != asdict(options):
+    if found is None:
+        return []
+    asked = asdict(options)
+    if {**found.options, "limit": options.limit} != asked:
         raise InputError(
             f"{out / CELLS} was measured with {found.options}; use the same options, or another folder with --out"
         )
-    return [] if found is None else found.cells
+    return [cell for cell in found.cells if found.options == asked or cell.seconds is not None]
 
 
 def _write_cells(out: Path, cells: list[SpeedCell], options: SpeedOptions) -> None:
