@@ -56,9 +56,11 @@ class Heads(nn.Module):
         value: Float[Tensor, "b h m f"],
         mask: AttentionMask = NO_MASK,
         bias: Float[Tensor, "#b #h #l #m"] | None = None,
+        *,
+        scale: float | None = None,
     ) -> Float[Tensor, "b h l f"]:
-        """Softmax attention, with dropout in training."""
-        return attend(query, key, value, mask, bias, dropout=self.dropout if self.training else 0.0)
+        """Softmax attention, with dropout in training; `scale` is e^-1/2 where it is not given."""
+        return attend(query, key, value, mask, bias, scale=scale, dropout=self.dropout if self.training else 0.0)
 
     def join(self, y: Float[Tensor, "b h l e"]) -> Float[Tensor, "b l d"]:
         """Project the heads back to the width of the model."""
@@ -97,10 +99,11 @@ def attend(
     bias: Float[Tensor, "#b #h #l #m"] | None = None,
     *,
     dropout: float,
+    scale: float | None = None,
 ) -> Float[Tensor, "b h l f"]:
     """Softmax attention, with a new choice of weights to drop in every call."""
     seed = draw_seed(dropout, query.device)
-    return attention(query, key, value, mask, bias=bias, dropout=dropout, dropout_seed=seed)
+    return attention(query, key, value, mask, scale=scale, bias=bias, dropout=dropout, dropout_seed=seed)
 
 
 def draw_seed(dropout: float, device: torch.device) -> Int[Tensor, ""] | None:

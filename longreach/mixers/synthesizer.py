@@ -5,10 +5,12 @@
     R        = for each head a learned table, or a product of two of rank r ("factorised")
     D(x)     = relu(x W_1) W_2, one score for every position ("dense"), W_2 shared by the heads
 
-Tables count positions, so there is a longest sequence; row and column i belong to the i-th real position.  The state of
-a causal mixer is the values of the past, and its keys.
+Tables count positions, so there is a longest sequence; row and column i belong to the i-th real position.  All terms
+but a full table are products of something of t with something of s, and so is their sum: of all the first ones side by
+side with all the second ones.  That makes this attention like any other, which never holds the scores.  The state of a
+causal mixer is the values of the past, and its keys.
 
-Axes: b batch, l length, d model width, h heads, e head width, m keys, r rank.
+Axes: b batch, l length, d model width, h heads, e head width, m keys, r rank, w width of a term.
 """
 
 from dataclasses import dataclass
@@ -43,7 +45,9 @@ class SynthesizerScores:
 
 
 class Synthesizer(SequenceMixer[KeyValueCache]):
-    """Attention with synthetic scores: O(l^2 d) time and O(l^2 h) memory on a sequence, O(l d) on a step.
+    """Attention with synthetic scores: O(l^2 d) time and O(l d) memory on a sequence, O(l d) on a step.
+
+    A full table is a parameter of O(max_length^2 h) numbers, and with it so much memory is needed.
 
     Args:
         d_model: width of the model.
@@ -94,7 +98,7 @@ class Synthesizer(SequenceMixer[KeyValueCache]):
         else:
             position = torch.where(mask, mask.cumsum(1) - 1, -1)
         query, new = self._project(x, position)
-        return self._attend(query, new, self.synthetic_scores(x, position, x.shape[1]), position)
+        return self._attend(x, position, query, new)
 
     def init_state(self, batch_size: int) -> KeyValueCache:
         """Nothing has been read."""
@@ -119,24 +123,11 @@ class Synthesizer(SequenceMixer[KeyValueCache]):
         query, new = self._project(x, position)
         whole = join(parts(state, new))
         self._check_length(whole.size)
-        y = self._attend(query, whole, self.synthetic_scores(x, position, whole.size), position)
-        return y, append(state, new)
+        return self._attend(x, position, query, whole), append(state, new)
 
-    def synthetic_scores(
-        self, x: Float[Tensor, "b l d"], position: Int[Tensor, "#b l"], count: int
-    ) -> Float[Tensor, "#b h l {count}"]:
-        """R + D(x): the scores of the first `count` positions for the ones in `x`, which stand at `position`."""
-        row, scores = position.clamp(min=0), x.new_zeros(1, self.heads.n_heads, x.shape[1], count)
-        if self.scores.random == "full":
-            scores = scores + self.table[:, row, :count].transpose(0, 1)
-        if self.scores.random == "factorised":
-            scores = scores + self.rows[:, row].transpose(0, 1) @ self.columns[..., :count]
-        return scores + self.dense(x, count) if self.scores.dense else scores
-
-    def dense(self, x: Float[Tensor, "b l d"], count: int) -> Float[Tensor, "b h l {count}"]:
-        """D(x): the scores that each position gives the first `count` ones."""
-        hidden = self.dense_hidden(x).relu().unflatten(-1, (self.heads.n_heads, -1)).transpose(1, 2)
-        return self.dense_scores(hidden)[..., :count]
+    def dense(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l e"]:
+        """relu(x W_1), whose products with the columns of W_2 are the dense scores."""
+        return self.dense_hidden(x).relu().unflatten(-1, (self.heads.n_heads, -1)).transpose(1, 2)
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, KeyValueBlock]:
         """Queries, and keys and values where they stand; without dot products the first two are zero."""
@@ -144,10 +135,33 @@ class Synthesizer(SequenceMixer[KeyValueCache]):
         query, key = query_and_key or [torch.zeros_like(value[..., :1])] * 2
         return query, KeyValueBlock(key, value, position.expand(x.shape[0], -1))
 
-    def _attend(self, query: Tensor, seen: KeyValueBlock, scores: Tensor, position: Tensor) -> Tensor:
-        """Attention with `scores` (b, h, l, positions) added, each of them to the key at its position."""
-        index = seen.position.clamp(min=0)[:, None, None].expand(-1, *scores.shape[1:3], -1)
-        bias = scores.expand(index.shape[0], -1, -1, -1).gather(-1, index)
-        located = position.expand(index.shape[0], -1), seen.position
+    def _attend(self, x: Tensor, position: Tensor, query: Tensor, seen: KeyValueBlock) -> Tensor:
+        """Attention of the positions of `x` to the `seen` ones."""
+        row, column = position.clamp(min=0), seen.position.clamp(min=0)
+        like = seen.value
+        terms = self._terms(x, row, column, query, seen.key)
+        shapes = (*like.shape[:2], x.shape[1], -1), (*like.shape[:3], -1)
+        of_rows, of_columns = (
+            torch.cat([part.to(like.dtype).expand(shape) for part in side], dim=-1)
+            for side, shape in zip(zip(*terms, strict=True), shapes, strict=True)
+        )
+        bias = self.table[:, row[..., None], column[:, None]].transpose(0, 1) if self.scores.random == "full" else None
+        located = position.expand(len(like), -1), seen.position
         rule = AttentionMask(self.causal, None, seen.position >= 0, None, None, *located)
-        return self.heads.join(self.heads.attend(query, seen.key, seen.value, rule, bias))
+        return self.heads.join(self.heads.attend(of_rows, of_columns, like, rule, bias, scale=1.0))
+
+    def _terms(
+        self, x: Tensor, row: Int[Tensor, "#b l"], column: Int[Tensor, "b m"], query: Tensor, key: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of (b, h, l, w) and (b, h, m, w), each with its w, whose products are the scores but a full table's."""
+        terms = []
+        if self.scores.random == "factorised":
+            terms.append((self.rows[:, row].transpose(0, 1), self.columns.mT[:, column].transpose(0, 1)))
+        if self.scores.dense:
+            terms.append((self.dense(x), self.dense_scores.weight[column][:, None]))
+            if self.dense_scores.bias is not None:
+                bias = self.dense_scores.bias[column][:, None, :, None]
+                terms.append((torch.ones_like(bias[:1, :, :1]), bias))
+        if self.scores.dot_product or not terms:  # without either, keys are zero
+            terms.append((query * self.heads.head_dim**-0.5, key))
+        return terms

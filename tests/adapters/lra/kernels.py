@@ -135,9 +135,9 @@ def linformer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
 class ScrambledSynthesizer(Synthesizer):
     """The published dense scores: (l, h) read as (h, l), so that most come from other positions and heads."""
 
-    def dense(self, x: Tensor, count: int) -> Tensor:
-        scores = super().dense(x, cast(int, self.max_length))
-        return scores.transpose(1, 2).reshape(scores.shape)[..., :count]
+    def dense(self, x: Tensor) -> Tensor:
+        hidden = super().dense(x)
+        return hidden.transpose(1, 2).reshape(hidden.shape)
 
 
 def synthesizer(config: dict[str, Any], metadata: dict[str, str]) -> Published:
