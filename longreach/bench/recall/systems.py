@@ -77,7 +77,7 @@ def _rwkv(size: Size) -> Config:
 
 
 SYSTEMS: dict[str, System] = {
-    "attention": System(_attention, 3e-3),
+    "attention": System(_attention, 1e-3),
     "hyena": System(_hyena, 3e-3),
     "h3": System(_h3, 3e-3),
     "gss": System(_gss, 3e-3),
