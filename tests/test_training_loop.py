@@ -286,6 +286,16 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
         small_run(tmp_path / "run", model=Broken)
 
 
+def test_a_gradient_too_large_for_its_norm_is_named(tmp_path: Path) -> None:
+    class Steep(TableModel):
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__(vocab_size)
+            self.head.bias.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
+
+    with pytest.raises(DivergenceError, match=r"the norm of the gradient of head\.bias, whose numbers are finite"):
+        small_run(tmp_path / "run", model=Steep)
+
+
 class FakeClock:
     """A tenth of a second for every look at it."""
 

@@ -29,6 +29,8 @@ from longreach.mixers.constant_weights import of_weights
 
 STEPS = (1e-3, 1e-1)
 """Between these the time steps of modal filters start, log-uniformly: a filter remembers about 1 / step positions."""
+POLES_LR_SCALE = 0.01
+"""How much slower poles learn than the rest."""
 
 
 class StripedHyenaState(NamedTuple):
@@ -85,7 +87,8 @@ class StripedHyena(SequenceMixer[StripedHyenaState]):
         self.short_bias = nn.Parameter(torch.empty(3 * d_model).uniform_(-bound, bound)) if short_bias else None
         if filter != "explicit":
             self._initialise_modes(n_filters, d_state, real=filter == "real")
-            self.optim_hints = {"log_poles": OptimHint(weight_decay=False)}  # at 0 a mode never fades
+            # decays start between 1e-3 and 1e-1: a step of Adam must not pass 0, where a mode no longer fades
+            self.optim_hints = {"log_poles": OptimHint(lr_scale=POLES_LR_SCALE, weight_decay=False)}
         elif kernel_length is not None:
             self.taps = nn.Parameter(torch.randn(n_filters, kernel_length) * kernel_length**-0.5)
         else:

@@ -18,7 +18,8 @@ class Fault(NamedTuple):
     """Something that is not finite.  Faults sort by where they arise: the first explains those that follow."""
 
     stage: int
-    """0 weights, 1 outputs in the forward pass, 2 gradients of outputs in the backward pass, 3 those of parameters."""
+    """0 weights, 1 outputs in the forward pass, 2 gradients of outputs in the backward pass, 3 those of parameters,
+    4 norms of those."""
     place: str
     """In words."""
 
@@ -41,10 +42,12 @@ def first_fault(model: nn.Module, backward: Callable[[], object]) -> Fault | Non
     finally:
         for handle in handles:
             handle.remove()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    faults += [Fault(3, f"the gradient of {name}") for name, gradient in gradients.items() if not _finite(gradient)]
     faults += [
-        Fault(3, f"the gradient of {name}")
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not _finite(parameter.grad)
+        Fault(4, f"the norm of the gradient of {name}, whose numbers are finite and too large")
+        for name, gradient in gradients.items()
+        if not _finite(local_part(gradient).norm())
     ]
     return next(iter(faults), None)
 
