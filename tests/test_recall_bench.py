@@ -164,6 +164,7 @@ def test_steps_have_about_as_many_positions(length: int, expected: int) -> None:
     cell = CELL._replace(length=length)
     assert configure(cell, RecallOptions())["task"]["init_args"]["batch_size"] == expected
     assert configure(cell, RecallOptions(batch_size=5))["task"]["init_args"]["batch_size"] == 5
+    assert configure(cell, RecallOptions(precision="bfloat16"))["training"]["precision"] == "bfloat16"
 
 
 def test_published_numbers_are_of_known_tasks() -> None:

@@ -37,6 +37,7 @@ class RecallOptions:
         batch_size: Examples per step; by default as many as have 4,096 positions, but from 4 to 32.
         held_out: Held-out examples; the best of thirty evaluations on them is reported.
         lr: Peak learning rate instead of the system's own.
+        precision: `float32` or `bfloat16`, of the matrix products and of attention.
         seed: Of weights and examples.
         threads: Threads on the CPU; by default what torch chooses.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
@@ -49,6 +50,7 @@ class RecallOptions:
     batch_size: int | None = None
     held_out: int = 500
     lr: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -130,6 +132,7 @@ def _training(cell: Cell, options: RecallOptions) -> dict[str, Any]:
         "warmup_steps": WARMUP_STEPS if steps is None else min(WARMUP_STEPS, steps),
         "evaluate_every": None if steps is None else math.ceil(steps / EVALUATIONS),
         "stop_at": GOAL,
+        "precision": options.precision,
         "seed": options.seed,
         "threads": options.threads,
         "device": options.device,
